@@ -1,0 +1,1 @@
+//! Baselines and helpers that the benches share.

@@ -1,0 +1,4 @@
+//! Onrush: a flash-sale redemption engine for loyalty-points malls.
+
+pub mod kernel;
+pub mod units;
