@@ -1,0 +1,166 @@
+//! The catalog as every thread reads it: sales by id, items by number, and who has a key.
+//!
+//! Written by the control thread once the records behind it are durable. dashmap's guards are
+//! never held across another call or an await: every reader clones the `Arc` out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use dashmap::{DashMap, DashSet};
+use foldhash::fast::RandomState;
+
+use crate::kernel::catalog::SalePhase;
+use crate::kernel::definition::SaleDefinition;
+use crate::kernel::record::SaleChange;
+use crate::units::{ItemIndex, MemberId, NodeTime, SaleIndex};
+
+/// A sale as the door sees it.
+pub struct SaleEntry {
+    pub index: SaleIndex,
+    pub first_item: ItemIndex,
+    pub definition: SaleDefinition,
+    pub opens_at: NodeTime,
+    pub closes_at: NodeTime,
+    by_sku: HashMap<String, u32, RandomState>,
+    /// `SalePhase` in the low bits, [`PAUSED`] above. `Relaxed`: a display and a fast refusal;
+    /// what counts is each shard's own copy.
+    state: AtomicU8,
+    /// Raised by every change that an answer about the sale shows; the ETag's number.
+    version: AtomicU64,
+    /// Members with a remembered request key in this sale. A member is put in before the answer
+    /// that made the key can leave, so absence is certain for a key that was ever answered.
+    keyed: DashSet<MemberId, RandomState>,
+}
+
+const PAUSED: u8 = 0x80;
+
+impl SaleEntry {
+    pub fn new(
+        index: SaleIndex,
+        first_item: ItemIndex,
+        definition: SaleDefinition,
+        phase: SalePhase,
+        paused: bool,
+    ) -> Self {
+        let by_sku =
+            definition.items.iter().zip(0u32..).map(|(item, at)| (item.sku.clone(), at)).collect();
+        let (opens_at, closes_at) = (definition.opens_at(), definition.closes_at());
+        Self {
+            index,
+            first_item,
+            definition,
+            opens_at,
+            closes_at,
+            by_sku,
+            state: AtomicU8::new(phase as u8 | if paused { PAUSED } else { 0 }),
+            version: AtomicU64::new(1),
+            keyed: DashSet::default(),
+        }
+    }
+
+    /// The item's number, or `None` for a SKU that is not in this sale.
+    pub fn item(&self, sku: &str) -> Option<ItemIndex> {
+        self.by_sku.get(sku).map(|at| ItemIndex::new(self.first_item.get() + at))
+    }
+
+    /// Numbers of the sale's items, in the definition's order.
+    pub fn items(&self) -> impl Iterator<Item = ItemIndex> + use<> {
+        let first = self.first_item.get();
+        (first..first + self.definition.items.len() as u32).map(ItemIndex::new)
+    }
+
+    /// The SKU of one of this sale's items.
+    pub fn sku(&self, item: ItemIndex) -> &str {
+        &self.definition.items[(item.get() - self.first_item.get()) as usize].sku
+    }
+
+    pub fn phase(&self) -> SalePhase {
+        SalePhase::from_u8(self.state.load(Ordering::Relaxed) & !PAUSED)
+            .expect("only phases are stored")
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & PAUSED != 0
+    }
+
+    /// Thread: control.
+    pub fn change(&self, change: SaleChange) {
+        let paused = self.state.load(Ordering::Relaxed) & PAUSED;
+        self.state.store(
+            match change {
+                SaleChange::Opened => SalePhase::Open as u8 | paused,
+                SaleChange::Ended => SalePhase::Ended as u8 | paused,
+                SaleChange::Paused => self.phase() as u8 | PAUSED,
+                SaleChange::Resumed => self.phase() as u8,
+            },
+            Ordering::Relaxed,
+        );
+        self.touch();
+    }
+
+    /// Thread: control, when every slot has forgotten the sale's keys.
+    pub fn keys_dropped(&self) {
+        let paused = self.state.load(Ordering::Relaxed) & PAUSED;
+        self.state.store(SalePhase::KeysDropped as u8 | paused, Ordering::Relaxed);
+        self.keyed.clear();
+        self.touch();
+    }
+
+    pub fn touch(&self) {
+        self.version.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// Thread: the member's shard, before the answer can leave.
+    pub fn remember_keyed(&self, member: MemberId) {
+        self.keyed.insert(member);
+    }
+
+    /// Whether the member may have a remembered key here.
+    pub fn is_keyed(&self, member: MemberId) -> bool {
+        self.keyed.contains(&member)
+    }
+}
+
+/// All sales of the node.
+#[derive(Default)]
+pub struct CatalogView {
+    by_id: DashMap<String, Arc<SaleEntry>, RandomState>,
+    by_index: DashMap<u32, Arc<SaleEntry>, RandomState>,
+    by_item: DashMap<u32, Arc<SaleEntry>, RandomState>,
+}
+
+impl CatalogView {
+    /// Thread: control and start.
+    pub fn insert(&self, sale: &Arc<SaleEntry>) {
+        for item in sale.items() {
+            self.by_item.insert(item.get(), Arc::clone(sale));
+        }
+        self.by_index.insert(sale.index.get(), Arc::clone(sale));
+        self.by_id.insert(sale.definition.id.clone(), Arc::clone(sale));
+    }
+
+    pub fn sale(&self, id: &str) -> Option<Arc<SaleEntry>> {
+        self.by_id.get(id).map(|sale| Arc::clone(&sale))
+    }
+
+    pub fn by_index(&self, sale: SaleIndex) -> Option<Arc<SaleEntry>> {
+        self.by_index.get(&sale.get()).map(|sale| Arc::clone(&sale))
+    }
+
+    /// The sale that an item belongs to.
+    pub fn sale_of(&self, item: ItemIndex) -> Option<Arc<SaleEntry>> {
+        self.by_item.get(&item.get()).map(|sale| Arc::clone(&sale))
+    }
+
+    /// All sales, in the order of their definition.
+    pub fn sales(&self) -> Vec<Arc<SaleEntry>> {
+        let mut sales: Vec<_> = self.by_index.iter().map(|sale| Arc::clone(&sale)).collect();
+        sales.sort_by_key(|sale| sale.index);
+        sales
+    }
+}

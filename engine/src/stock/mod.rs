@@ -1,0 +1,4 @@
+//! Stock: the lines that shards take from, and the authority that grants units to this node.
+
+pub mod lease;
+pub mod line;
