@@ -1,4 +1,5 @@
 //! Onrush: a flash-sale redemption engine for loyalty-points malls.
 
+pub mod config;
 pub mod kernel;
 pub mod units;
