@@ -8,9 +8,12 @@
 //! journal proves free, and never overstates it.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
+#[cfg(loom)] // engine/tests/loom.rs compiles this very file, and walks every interleaving
+use loom::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::units::{ItemIndex, Quantity, TakeUnits};
 
@@ -26,17 +29,32 @@ impl StockLine {
     /// Ordering: the counter guards nothing but itself. Units enter it with `Release` after their
     /// record is durable, and leave it with `Acquire`; the partner of each is the other.
     pub fn try_take(&self, quantity: u64) -> bool {
-        self.free
-            .try_update(Ordering::Acquire, Ordering::Relaxed, |free| free.checked_sub(quantity))
-            .is_ok()
+        let mut free = self.free.load(Ordering::Relaxed);
+        while let Some(rest) = free.checked_sub(quantity) {
+            match self.swap(free, rest) {
+                Ok(()) => return true,
+                Err(now) => free = now,
+            }
+        }
+        false
     }
 
     /// Takes as many as there are, at most `quantity`; gives the number taken.
     pub fn take_up_to(&self, quantity: u64) -> u64 {
-        let before = self.free.update(Ordering::Acquire, Ordering::Relaxed, |free| {
-            free.saturating_sub(quantity)
-        });
-        before.min(quantity)
+        let mut free = self.free.load(Ordering::Relaxed);
+        loop {
+            let taken = free.min(quantity);
+            match self.swap(free, free - taken) {
+                Ok(()) => return taken,
+                Err(now) => free = now,
+            }
+        }
+    }
+
+    fn swap(&self, free: u64, rest: u64) -> Result<(), u64> {
+        self.free
+            .compare_exchange_weak(free, rest, Ordering::Acquire, Ordering::Relaxed)
+            .map(|_| ())
     }
 
     /// Lets units in, whose record is durable.
@@ -57,8 +75,6 @@ struct Counts {
     confirmed_durable: AtomicI64,
     /// Units in the sale.
     total: AtomicU64,
-    /// "Sold out" can no longer change, in this stock generation.
-    is_final: AtomicBool,
 }
 
 /// A line and its counts.
@@ -102,10 +118,7 @@ impl StockLines {
     /// Thread: control, once the record that changes it is durable, and *before* the new units
     /// enter the line: no "sold out" is final while units are on their way in.
     pub fn set_total(&self, item: ItemIndex, total: u64) {
-        let counts = &self.shelf(item).counts;
-        counts.is_final.store(false, Ordering::Release);
-        counts.total.store(total, Ordering::Release);
-        self.settle(item);
+        self.shelf(item).counts.total.store(total, Ordering::Release);
     }
 
     pub fn total(&self, item: ItemIndex) -> u64 {
@@ -116,31 +129,22 @@ impl StockLines {
     ///
     /// Thread: the journal's completions, and the start.
     pub fn confirm_durable(&self, item: ItemIndex, quantity: i64) {
-        let counts = &self.shelf(item).counts;
-        if quantity < 0 {
-            counts.is_final.store(false, Ordering::Release);
-        }
-        counts.confirmed_durable.fetch_add(quantity, Ordering::AcqRel);
-        self.settle(item);
+        self.shelf(item).counts.confirmed_durable.fetch_add(quantity, Ordering::AcqRel);
     }
 
     pub fn confirmed_durable(&self, item: ItemIndex) -> i64 {
         self.shelf(item).counts.confirmed_durable.load(Ordering::Relaxed)
     }
 
-    /// "Sold out" becomes final exactly when every unit of the sale is durably confirmed.
-    fn settle(&self, item: ItemIndex) {
+    /// Whether no unit of the item can come back: its durable confirmed units are its total.
+    ///
+    /// Asked anew each time, and never stored: a flag set from these two counts by one thread
+    /// could be overtaken by the other's change, and stay (engine/tests/loom.rs shows it).
+    pub fn is_sold_out_finally(&self, item: ItemIndex) -> bool {
         let counts = &self.shelf(item).counts;
         let confirmed = counts.confirmed_durable.load(Ordering::Acquire);
         let total = counts.total.load(Ordering::Acquire);
-        if total > 0 && u64::try_from(confirmed) == Ok(total) {
-            counts.is_final.store(true, Ordering::Release);
-        }
-    }
-
-    /// Whether no unit of the item can come back: its durable confirmed units are its total.
-    pub fn is_sold_out_finally(&self, item: ItemIndex) -> bool {
-        self.shelf(item).counts.is_final.load(Ordering::Acquire)
+        total > 0 && u64::try_from(confirmed) == Ok(total)
     }
 }
 

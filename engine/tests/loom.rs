@@ -1,0 +1,93 @@
+//! Every interleaving of the stock line: `scripts/test loom`.
+//!
+//! Only this test sees `--cfg loom`: it compiles the very source of the stock line against loom's
+//! atomics, while all dependencies stay as they are. Without the flag it is empty.
+#![cfg(loom)]
+#![allow(dead_code, reason = "two files of the engine are included whole for a few functions")]
+
+#[path = "../src/stock/line.rs"]
+mod line;
+#[path = "../src/units.rs"]
+mod units;
+
+use line::{StockLine, StockLines};
+use loom::sync::Arc;
+use loom::thread;
+use units::ItemIndex;
+
+/// Runs `body` in every interleaving, and says how many there were.
+fn every_interleaving(body: impl Fn() + Send + Sync + 'static) {
+    static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one_model_at_a_time = LOCK.lock();
+    loom::model(body);
+}
+
+#[test]
+fn the_last_unit_goes_to_one_of_two_shards() {
+    every_interleaving(|| {
+        let line = Arc::new(StockLine::default());
+        line.give_back(1);
+        let other = {
+            let line = Arc::clone(&line);
+            thread::spawn(move || line.try_take(1))
+        };
+        let mine = line.try_take(1);
+        let theirs = other.join().expect("the other shard");
+        assert!(mine != theirs, "mine {mine}, theirs {theirs}");
+        assert_eq!(line.free(), 0);
+    });
+}
+
+#[test]
+fn a_take_that_does_not_fit_takes_nothing() {
+    every_interleaving(|| {
+        let line = Arc::new(StockLine::default());
+        line.give_back(3);
+        let other = {
+            let line = Arc::clone(&line);
+            thread::spawn(move || line.try_take(2))
+        };
+        let mine = line.try_take(2);
+        let theirs = other.join().expect("the other shard");
+        assert!(mine != theirs);
+        assert_eq!(line.free(), 1);
+    });
+}
+
+#[test]
+fn units_given_back_are_neither_lost_nor_doubled() {
+    every_interleaving(|| {
+        let line = Arc::new(StockLine::default());
+        line.give_back(1);
+        let giver = {
+            let line = Arc::clone(&line);
+            thread::spawn(move || line.give_back(2))
+        };
+        let taker = {
+            let line = Arc::clone(&line);
+            thread::spawn(move || u64::from(line.try_take(1)))
+        };
+        let withdrawn = line.take_up_to(2);
+        giver.join().expect("the giver");
+        let taken = taker.join().expect("the taker");
+        assert_eq!(line.free() + taken + withdrawn, 3);
+    });
+}
+
+#[test]
+fn sold_out_is_not_final_once_units_were_added() {
+    every_interleaving(|| {
+        let lines = Arc::new(StockLines::default());
+        let item = ItemIndex::new(0);
+        lines.set_total(item, 1);
+        let journal = {
+            let lines = Arc::clone(&lines);
+            thread::spawn(move || lines.confirm_durable(item, 1))
+        };
+        lines.set_total(item, 2);
+        journal.join().expect("the journal");
+        assert!(!lines.is_sold_out_finally(item), "a unit was added and is still there");
+        lines.confirm_durable(item, 1);
+        assert!(lines.is_sold_out_finally(item));
+    });
+}
