@@ -169,6 +169,12 @@ impl KeyHash {
     }
 }
 
+/// Where a decision takes its units: one line per item, shared by all shards of the node.
+pub trait TakeUnits {
+    /// Takes so many units from the item's line, or nothing.
+    fn try_take(&self, item: ItemIndex, quantity: Quantity) -> bool;
+}
+
 /// A redemption's id: a `UUIDv8` that sorts by time, and is unique without coordination.
 ///
 /// ```text

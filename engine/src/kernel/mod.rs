@@ -1,7 +1,25 @@
 //! The kernel: `decide(state, now, command)` without I/O, clock, thread or randomness.
 //!
 //! It imports only `units`. Everything that surrounds it carries its inputs and effects.
+//!
+//! Two machines: [`state::ShardState`] decides all that belongs to members, one per shard;
+//! [`control::ControlState`] decides sales and stock totals, one per node.
 
+pub mod bytes;
+pub mod catalog;
 pub mod code;
 pub mod command;
+pub mod control;
+mod control_snapshot;
+mod decide;
+pub mod definition;
+pub mod effects;
+mod member;
+mod prefetch;
 pub mod record;
+mod redemption;
+pub mod slot;
+mod snapshot;
+pub mod state;
+#[cfg(test)]
+mod tests;

@@ -282,8 +282,11 @@ records! {
         free_after: Points, held_after: Points, units_back: bool, key: KeyHash, at: NodeTime,
         note: AdminNote,
     }
-    /// A slot forgot an ended sale's request keys, finished redemptions and limit counters.
-    9 KeysDropped "keys-dropped" { sale: SaleIndex, at: NodeTime }
+    /// A slot forgot an ended sale's request keys, finished redemptions and limit counters. The
+    /// sale's items stand in the record, so that replay of a slot needs nothing but its records.
+    9 KeysDropped "keys-dropped" {
+        sale: SaleIndex, first_item: ItemIndex, item_count: u32, at: NodeTime,
+    }
 
     /// A sale was defined. `definition` is its canonical JSON; its items take the numbers from
     /// `first_item` on, in their order. Its units come by `StockChanged`.

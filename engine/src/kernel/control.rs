@@ -1,0 +1,660 @@
+//! Sales and stock totals: the machine that decides them, one per node.
+//!
+//! Pure like the rest of the kernel: commands and times in, records and an outcome out. Records
+//! change the state by [`ControlState::apply`]'s functions, live and in replay alike.
+//!
+//! ```text
+//! Scheduled ──opens_at, or opened──► Open ──closes_at, or closed──► Ended
+//!     └─────────────────────closes_at, or closed────────────────────►┘
+//!                                 Open: paused ⇄ resumed
+//! ```
+//! Stock is an escrow of counters, per item: `total` units in the sale, `granted` to this journal
+//! and `returned` by it, both cumulative. What the journal holds is `granted − returned`, and
+//! never more than `total` (invariant I1).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::catalog::{Catalog, SalePhase};
+use super::code::Code;
+use super::command::Refusal;
+use super::definition::{DefinitionError, ValidSale};
+use super::effects::Effects;
+use super::record::{
+    AdminNote, CONTROL, Granted, Imported, Record, RecordError, Returned, SaleChange, SaleChanged,
+    SaleDefined, StockChanged,
+};
+use super::slot::ADMIN_KEY_RETENTION_MS;
+use crate::units::{ItemIndex, KeyHash, NodeTime, Quantity, SaleIndex};
+
+/// The key of stock changes that nobody sent: a definition's first stock. Never remembered.
+const NO_KEY: KeyHash = KeyHash::new(0);
+
+/// What is asked of sales and stock.
+#[derive(Clone, Debug)]
+pub enum ControlCommand {
+    /// Define a sale. The same definition again answers the same.
+    DefineSale { sale: Arc<ValidSale>, note: AdminNote },
+    /// Open, pause, resume or end a sale. What is so already stays, without a record.
+    Change { sale: SaleIndex, change: SaleChange, note: AdminNote },
+    /// Add units to an item's total; keyed. They are had by a grant.
+    AddStock { item: ItemIndex, quantity: Quantity, key: KeyHash, note: AdminNote },
+    /// Take `taken` units of `asked` ones off an item's total; keyed. The caller has taken them
+    /// out of the line already; should the key turn out to be known, they are given back.
+    WithdrawStock {
+        item: ItemIndex,
+        asked: Quantity,
+        taken: Quantity,
+        key: KeyHash,
+        note: AdminNote,
+    },
+    /// The stock authority has granted units, `granted` in all so far. They enter the line once
+    /// the record is durable. A figure not above the known one changes nothing.
+    GrantAccepted { item: ItemIndex, granted: u64, epoch: u32 },
+    /// Give `quantity` units back to the authority. The caller has taken them out of the line.
+    Return { item: ItemIndex, quantity: Quantity, epoch: u32 },
+    /// Write down that an import was applied.
+    Imported { rows: u64, opened: u64, existing: u64, content: KeyHash, note: AdminNote },
+}
+
+/// The answer to a [`ControlCommand`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ControlOutcome {
+    /// The sale is defined; `replayed`: it was already, in the same way.
+    Defined {
+        sale: SaleIndex,
+        replayed: bool,
+    },
+    /// The sale stands as asked; `changed`: by this command.
+    Changed {
+        sale: SaleIndex,
+        changed: bool,
+    },
+    /// The total was changed by `quantity` units. `replayed`: by an earlier request.
+    Stock {
+        item: ItemIndex,
+        quantity: Quantity,
+        total: u64,
+        replayed: bool,
+    },
+    /// Grants and returns stand at these sums.
+    Lease {
+        item: ItemIndex,
+        granted: u64,
+        returned: u64,
+    },
+    /// Written down.
+    Noted,
+    Refused(Refusal),
+}
+
+/// A control record that does not fit the state it is applied to: damage, or a bug.
+#[derive(Error, Clone, PartialEq, Eq, Debug)]
+pub enum ControlError {
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("a {kind} record belongs to a member's slot")]
+    Kind { kind: &'static str },
+    #[error("sale {sale}, first item {first_item} should be {next_sale}, {next_item}")]
+    Numbers { sale: SaleIndex, first_item: ItemIndex, next_sale: usize, next_item: usize },
+    #[error("sale {sale}: {error}")]
+    Definition { sale: SaleIndex, error: DefinitionError },
+    #[error("sale {sale} is defined with the id of another one, {id}")]
+    SaleExists { sale: SaleIndex, id: String },
+    #[error("no sale {0}")]
+    SaleUnknown(SaleIndex),
+    #[error("no item {0}")]
+    ItemUnknown(ItemIndex),
+    #[error("sale {sale} cannot be {} as it stands", change.name())]
+    Change { sale: SaleIndex, change: SaleChange },
+    #[error("item {item}: the record says {field} is {found}, the sum is {expected}")]
+    Sum { item: ItemIndex, field: &'static str, expected: u64, found: u64 },
+    #[error(
+        "item {item}: total {total}, granted {granted}, returned {returned} do not go together"
+    )]
+    Stock { item: ItemIndex, total: u64, granted: u64, returned: u64 },
+}
+
+/// A sale and where it stands.
+#[derive(Clone, Debug)]
+pub struct ControlSale {
+    pub sale: Arc<ValidSale>,
+    pub first_item: ItemIndex,
+    pub phase: SalePhase,
+    pub paused: bool,
+    /// Zero: not yet.
+    pub opened_at: NodeTime,
+    /// Zero: not yet.
+    pub ended_at: NodeTime,
+}
+
+/// An item's counters. Units: units of stock.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ItemStock {
+    pub total: u64,
+    /// To this journal, cumulative.
+    pub granted: u64,
+    /// By this journal, cumulative.
+    pub returned: u64,
+}
+
+impl ItemStock {
+    /// What this journal holds or has sold.
+    pub fn here(&self) -> u64 {
+        self.granted - self.returned
+    }
+    /// What no journal holds.
+    pub fn pool(&self) -> u64 {
+        self.total - self.here()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct StockEntry {
+    pub item: ItemIndex,
+    pub added: bool,
+    pub asked: Quantity,
+    pub quantity: Quantity,
+    pub total: u64,
+    pub at: NodeTime,
+}
+
+/// All sales and stock totals of a journal.
+#[derive(Default)]
+pub struct ControlState {
+    pub(super) sales: Vec<ControlSale>,
+    pub(super) by_id: HashMap<String, SaleIndex>,
+    pub(super) items: Vec<ItemStock>,
+    pub(super) sale_of_item: Vec<SaleIndex>,
+    /// Keys of stock changes, remembered as long as other admin keys.
+    pub(super) keys: HashMap<KeyHash, StockEntry>,
+    pub(super) key_order: VecDeque<KeyHash>,
+    pub(super) record_count: u64,
+    pub(super) record_checksum: u64,
+}
+
+const fn refused(code: Code) -> ControlOutcome {
+    ControlOutcome::Refused(Refusal { code, detail: 0 })
+}
+
+impl ControlState {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// By number.
+    pub fn sales(&self) -> &[ControlSale] {
+        &self.sales
+    }
+    pub fn sale(&self, sale: SaleIndex) -> Option<&ControlSale> {
+        self.sales.get(sale.get() as usize)
+    }
+    pub fn sale_by_id(&self, id: &str) -> Option<SaleIndex> {
+        self.by_id.get(id).copied()
+    }
+    /// By number.
+    pub fn items(&self) -> &[ItemStock] {
+        &self.items
+    }
+    pub fn sale_of_item(&self, item: ItemIndex) -> Option<SaleIndex> {
+        self.sale_of_item.get(item.get() as usize).copied()
+    }
+    /// Records decided or applied so far, and the wrapping sum of their XXH3-64. `ChangeSeen`
+    /// records are written by shards, and not among them.
+    pub fn record_sums(&self) -> (u64, u64) {
+        (self.record_count, self.record_checksum)
+    }
+
+    /// The catalog of all sales, as a shard starts with it.
+    pub fn catalog(&self) -> Catalog {
+        let mut catalog = Catalog::default();
+        for (sale, known) in (0..).map(SaleIndex::new).zip(&self.sales) {
+            let (rule, items) = known.sale.rules(sale, known.phase, known.paused);
+            catalog.define_sale(rule, items);
+        }
+        catalog
+    }
+
+    /// The remembered answer to a stock change, if this is one: looked at before units are taken
+    /// out of the line for a withdrawal.
+    pub fn stock_answer(
+        &self,
+        item: ItemIndex,
+        added: bool,
+        asked: Quantity,
+        key: KeyHash,
+    ) -> Option<ControlOutcome> {
+        let entry = self.keys.get(&key)?;
+        if (entry.item, entry.added, entry.asked) != (item, added, asked) {
+            return Some(refused(Code::KeyReused));
+        }
+        let StockEntry { quantity, total, .. } = *entry;
+        Some(ControlOutcome::Stock { item, quantity, total, replayed: true })
+    }
+
+    /// Decides one command. Records, and units that may enter their lines once those are
+    /// durable, are appended to `effects`.
+    pub fn decide(
+        &mut self,
+        now: NodeTime,
+        command: &ControlCommand,
+        effects: &mut Effects,
+    ) -> ControlOutcome {
+        match command {
+            ControlCommand::DefineSale { sale, note } => self.define(now, sale, note, effects),
+            ControlCommand::Change { sale, change, note } => {
+                self.change(now, *sale, *change, note, effects)
+            }
+            ControlCommand::AddStock { item, quantity, key, note } => {
+                self.add_stock(now, *item, *quantity, *key, note, effects)
+            }
+            ControlCommand::WithdrawStock { item, asked, taken, key, note } => {
+                self.withdraw(now, *item, (*asked, *taken), *key, note, effects)
+            }
+            ControlCommand::GrantAccepted { item, granted, epoch } => {
+                self.accept_grant(now, *item, *granted, *epoch, effects)
+            }
+            ControlCommand::Return { item, quantity, epoch } => {
+                self.give_up(now, *item, *quantity, *epoch, effects)
+            }
+            ControlCommand::Imported { rows, opened, existing, content, note } => {
+                let (rows, opened, existing) = (*rows, *opened, *existing);
+                let (content, note) = (*content, note.clone());
+                let record = Imported { rows, opened, existing, content, at: now, note };
+                self.emit(&record.into(), effects);
+                ControlOutcome::Noted
+            }
+        }
+    }
+
+    /// Opens and ends the sales whose time has come.
+    pub fn tick(&mut self, now: NodeTime, effects: &mut Effects) -> Vec<(SaleIndex, SaleChange)> {
+        let mut changes = Vec::new();
+        for index in 0..self.sales.len() {
+            let Some((due, change)) = self.sales[index].next_change() else { continue };
+            if due > now {
+                continue;
+            }
+            // Opening and closing both passed while the node was down: it never opens.
+            let closes_at = self.sales[index].sale.definition().closes_at;
+            let change = if closes_at <= now { SaleChange::Ended } else { change };
+            let sale = SaleIndex::new(index as u32);
+            let note = AdminNote {
+                operator: "onrush".into(),
+                reason: if change == SaleChange::Opened { "opens_at" } else { "closes_at" }.into(),
+                reference: String::new(),
+            };
+            self.emit(&SaleChanged { sale, change, at: now, note }.into(), effects);
+            changes.push((sale, change));
+        }
+        changes
+    }
+
+    /// When [`Self::tick`] has something to do next.
+    pub fn next_tick(&self) -> Option<NodeTime> {
+        self.sales.iter().filter_map(ControlSale::next_change).map(|(at, _)| at).min()
+    }
+
+    fn define(
+        &mut self,
+        now: NodeTime,
+        sale: &Arc<ValidSale>,
+        note: &AdminNote,
+        effects: &mut Effects,
+    ) -> ControlOutcome {
+        if let Some(known) = self.sale_by_id(&sale.definition().id) {
+            let is_same = self.sales[known.get() as usize].sale.canonical() == sale.canonical();
+            if !is_same {
+                return refused(Code::SaleExists);
+            }
+            return ControlOutcome::Defined { sale: known, replayed: true };
+        }
+        let index = SaleIndex::new(self.sales.len() as u32);
+        let first_item = self.items.len() as u32;
+        let record = SaleDefined {
+            sale: index,
+            first_item: ItemIndex::new(first_item),
+            definition: sale.canonical().to_owned(),
+            at: now,
+            note: note.clone(),
+        };
+        self.emit(&record.into(), effects);
+        for (item, definition) in (first_item..).zip(&sale.definition().items) {
+            let record = StockChanged {
+                item: ItemIndex::new(item),
+                added: true,
+                asked: definition.stock,
+                quantity: definition.stock,
+                total_after: u64::from(definition.stock.get()),
+                key: NO_KEY,
+                at: now,
+                note: note.clone(),
+            };
+            self.emit(&record.into(), effects);
+        }
+        ControlOutcome::Defined { sale: index, replayed: false }
+    }
+
+    fn change(
+        &mut self,
+        now: NodeTime,
+        sale: SaleIndex,
+        change: SaleChange,
+        note: &AdminNote,
+        effects: &mut Effects,
+    ) -> ControlOutcome {
+        let Some(known) = self.sale(sale) else {
+            return refused(Code::SaleNotFound);
+        };
+        match (known.phase, change) {
+            (SalePhase::Open, SaleChange::Opened)
+            | (SalePhase::Ended | SalePhase::KeysDropped, SaleChange::Ended) => {
+                return ControlOutcome::Changed { sale, changed: false };
+            }
+            (SalePhase::Ended | SalePhase::KeysDropped, _) => return refused(Code::SaleEnded),
+            (SalePhase::Scheduled, SaleChange::Paused | SaleChange::Resumed) => {
+                return refused(Code::SaleNotOpen);
+            }
+            (SalePhase::Open, SaleChange::Paused) if known.paused => {
+                return ControlOutcome::Changed { sale, changed: false };
+            }
+            (SalePhase::Open, SaleChange::Resumed) if !known.paused => {
+                return ControlOutcome::Changed { sale, changed: false };
+            }
+            _ => {}
+        }
+        self.emit(&SaleChanged { sale, change, at: now, note: note.clone() }.into(), effects);
+        ControlOutcome::Changed { sale, changed: true }
+    }
+
+    fn add_stock(
+        &mut self,
+        now: NodeTime,
+        item: ItemIndex,
+        quantity: Quantity,
+        key: KeyHash,
+        note: &AdminNote,
+        effects: &mut Effects,
+    ) -> ControlOutcome {
+        if let Some(answer) = self.stock_answer(item, true, quantity, key) {
+            return answer;
+        }
+        let Some(sale) = self.sale_of_item(item).and_then(|sale| self.sale(sale)) else {
+            return refused(Code::ItemNotFound);
+        };
+        if sale.phase >= SalePhase::Ended {
+            return refused(Code::SaleEnded);
+        }
+        let total = self.items[item.get() as usize].total.checked_add(u64::from(quantity.get()));
+        let Some(total) = total.filter(|_| quantity > Quantity::ZERO) else {
+            return refused(Code::Invalid);
+        };
+        let record = StockChanged {
+            item,
+            added: true,
+            asked: quantity,
+            quantity,
+            total_after: total,
+            key,
+            at: now,
+            note: note.clone(),
+        };
+        self.emit(&record.into(), effects);
+        ControlOutcome::Stock { item, quantity, total, replayed: false }
+    }
+
+    fn withdraw(
+        &mut self,
+        now: NodeTime,
+        item: ItemIndex,
+        (asked, taken): (Quantity, Quantity),
+        key: KeyHash,
+        note: &AdminNote,
+        effects: &mut Effects,
+    ) -> ControlOutcome {
+        if let Some(answer) = self.stock_answer(item, false, asked, key) {
+            effects.give_back(item, u64::from(taken.get()));
+            return answer;
+        }
+        let Some(stock) = self.items.get(item.get() as usize).copied() else {
+            return refused(Code::ItemNotFound);
+        };
+        let units = u64::from(taken.get());
+        if asked == Quantity::ZERO || taken > asked || units > stock.here() {
+            effects.give_back(item, units);
+            return refused(Code::Invalid);
+        }
+        if units > 0 {
+            let returned = stock.returned + units;
+            self.emit(&Returned { item, returned, epoch: 0, at: now }.into(), effects);
+        }
+        let total = stock.total - units;
+        let record = StockChanged {
+            item,
+            added: false,
+            asked,
+            quantity: taken,
+            total_after: total,
+            key,
+            at: now,
+            note: note.clone(),
+        };
+        self.emit(&record.into(), effects);
+        ControlOutcome::Stock { item, quantity: taken, total, replayed: false }
+    }
+
+    fn accept_grant(
+        &mut self,
+        now: NodeTime,
+        item: ItemIndex,
+        granted: u64,
+        epoch: u32,
+        effects: &mut Effects,
+    ) -> ControlOutcome {
+        let Some(stock) = self.items.get(item.get() as usize).copied() else {
+            return refused(Code::ItemNotFound);
+        };
+        if granted > stock.granted {
+            if granted - stock.returned > stock.total {
+                return refused(Code::Invalid);
+            }
+            self.emit(&Granted { item, granted, epoch, at: now }.into(), effects);
+            effects.give_back(item, granted - stock.granted);
+        }
+        self.lease(item)
+    }
+
+    fn give_up(
+        &mut self,
+        now: NodeTime,
+        item: ItemIndex,
+        quantity: Quantity,
+        epoch: u32,
+        effects: &mut Effects,
+    ) -> ControlOutcome {
+        let Some(stock) = self.items.get(item.get() as usize).copied() else {
+            return refused(Code::ItemNotFound);
+        };
+        let units = u64::from(quantity.get());
+        if units == 0 || units > stock.here() {
+            effects.give_back(item, units);
+            return refused(Code::Invalid);
+        }
+        let returned = stock.returned + units;
+        self.emit(&Returned { item, returned, epoch, at: now }.into(), effects);
+        self.lease(item)
+    }
+
+    fn lease(&self, item: ItemIndex) -> ControlOutcome {
+        let ItemStock { granted, returned, .. } = self.items[item.get() as usize];
+        ControlOutcome::Lease { item, granted, returned }
+    }
+
+    fn emit(&mut self, record: &Record, effects: &mut Effects) {
+        let bytes = effects.control_record(|out| record.encode(CONTROL, out));
+        self.apply(record, bytes).expect("the record was made from this state");
+    }
+
+    /// Applies a record; `bytes` are the very ones it was decoded from. `ChangeSeen` changes
+    /// nothing here.
+    ///
+    /// Errors: the record does not fit the state, which is then unchanged.
+    pub fn apply(&mut self, record: &Record, bytes: &[u8]) -> Result<(), ControlError> {
+        match record {
+            Record::SaleDefined(r) => self.apply_defined(r)?,
+            Record::SaleChanged(r) => self.apply_changed(r)?,
+            Record::StockChanged(r) => self.apply_stock(r)?,
+            Record::Granted(r) => {
+                let stock = self.stock(r.item)?;
+                self.set_stock(r.item, ItemStock { granted: r.granted, ..stock })?;
+            }
+            Record::Returned(r) => {
+                let stock = self.stock(r.item)?;
+                self.set_stock(r.item, ItemStock { returned: r.returned, ..stock })?;
+            }
+            Record::ChangeSeen(_) => return Ok(()),
+            Record::Imported(_) => {}
+            Record::Opened(_)
+            | Record::Credited(_)
+            | Record::Debited(_)
+            | Record::Held(_)
+            | Record::Redeemed(_)
+            | Record::Confirmed(_)
+            | Record::Released(_)
+            | Record::Reversed(_)
+            | Record::KeysDropped(_) => return Err(ControlError::Kind { kind: record.name() }),
+        }
+        self.record_count += 1;
+        let sum = xxhash_rust::xxh3::xxh3_64(bytes);
+        self.record_checksum = self.record_checksum.wrapping_add(sum);
+        Ok(())
+    }
+
+    fn apply_defined(&mut self, r: &SaleDefined) -> Result<(), ControlError> {
+        let (next_sale, next_item) = (self.sales.len(), self.items.len());
+        if r.sale.get() as usize != next_sale || r.first_item.get() as usize != next_item {
+            let (sale, first_item) = (r.sale, r.first_item);
+            return Err(ControlError::Numbers { sale, first_item, next_sale, next_item });
+        }
+        let valid = ValidSale::parse(&r.definition)
+            .map_err(|error| ControlError::Definition { sale: r.sale, error })?;
+        let id = valid.definition().id.clone();
+        if self.by_id.contains_key(&id) {
+            return Err(ControlError::SaleExists { sale: r.sale, id });
+        }
+        self.add_sale(ControlSale {
+            sale: Arc::new(valid),
+            first_item: r.first_item,
+            phase: SalePhase::Scheduled,
+            paused: false,
+            opened_at: NodeTime::new(0),
+            ended_at: NodeTime::new(0),
+        });
+        Ok(())
+    }
+
+    pub(super) fn add_sale(&mut self, sale: ControlSale) {
+        let index = SaleIndex::new(self.sales.len() as u32);
+        let definition = sale.sale.definition();
+        let items = self.items.len() + definition.items.len();
+        self.items.resize(items, ItemStock::default());
+        self.sale_of_item.resize(items, index);
+        self.by_id.insert(definition.id.clone(), index);
+        self.sales.push(sale);
+    }
+
+    fn apply_changed(&mut self, r: &SaleChanged) -> Result<(), ControlError> {
+        let index = r.sale.get() as usize;
+        let sale = self.sales.get_mut(index).ok_or(ControlError::SaleUnknown(r.sale))?;
+        match (sale.phase, r.change) {
+            (SalePhase::Scheduled, SaleChange::Opened) => {
+                sale.phase = SalePhase::Open;
+                sale.opened_at = r.at;
+            }
+            (SalePhase::Scheduled | SalePhase::Open, SaleChange::Ended) => {
+                sale.phase = SalePhase::Ended;
+                sale.ended_at = r.at;
+            }
+            (SalePhase::Open, SaleChange::Paused) => sale.paused = true,
+            (SalePhase::Open, SaleChange::Resumed) => sale.paused = false,
+            (_, change) => return Err(ControlError::Change { sale: r.sale, change }),
+        }
+        Ok(())
+    }
+
+    fn apply_stock(&mut self, r: &StockChanged) -> Result<(), ControlError> {
+        let stock = self.stock(r.item)?;
+        let units = u64::from(r.quantity.get());
+        let total =
+            if r.added { stock.total.checked_add(units) } else { stock.total.checked_sub(units) };
+        if total != Some(r.total_after) {
+            let expected = total.unwrap_or(stock.total);
+            let (item, found) = (r.item, r.total_after);
+            return Err(ControlError::Sum { item, field: "total", expected, found });
+        }
+        self.set_stock(r.item, ItemStock { total: r.total_after, ..stock })?;
+        if r.key != NO_KEY {
+            let entry = StockEntry {
+                item: r.item,
+                added: r.added,
+                asked: r.asked,
+                quantity: r.quantity,
+                total: r.total_after,
+                at: r.at,
+            };
+            self.remember(r.key, entry);
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, key: KeyHash, entry: StockEntry) {
+        while let Some(oldest) = self.key_order.front() {
+            let at = self.keys.get(oldest).map_or(NodeTime::new(0), |entry| entry.at);
+            if at.plus_ms(ADMIN_KEY_RETENTION_MS) > entry.at {
+                break;
+            }
+            self.keys.remove(oldest);
+            self.key_order.pop_front();
+        }
+        self.restore_key(key, entry);
+    }
+
+    pub(super) fn restore_key(&mut self, key: KeyHash, entry: StockEntry) {
+        if self.keys.insert(key, entry).is_none() {
+            self.key_order.push_back(key);
+        }
+    }
+
+    fn stock(&self, item: ItemIndex) -> Result<ItemStock, ControlError> {
+        self.items.get(item.get() as usize).copied().ok_or(ControlError::ItemUnknown(item))
+    }
+
+    /// Sets an item's counters; cumulative ones never fall, and what is here is part of the total.
+    fn set_stock(&mut self, item: ItemIndex, to: ItemStock) -> Result<(), ControlError> {
+        let from = self.stock(item)?;
+        let fits = to.granted >= from.granted
+            && to.returned >= from.returned
+            && to.returned <= to.granted
+            && to.granted - to.returned <= to.total;
+        if !fits {
+            let ItemStock { total, granted, returned } = to;
+            return Err(ControlError::Stock { item, total, granted, returned });
+        }
+        self.items[item.get() as usize] = to;
+        Ok(())
+    }
+}
+
+impl ControlSale {
+    /// What time will do to the sale next, and when.
+    fn next_change(&self) -> Option<(NodeTime, SaleChange)> {
+        let definition = self.sale.definition();
+        match self.phase {
+            SalePhase::Scheduled => Some((definition.opens_at, SaleChange::Opened)),
+            SalePhase::Open => Some((definition.closes_at, SaleChange::Ended)),
+            SalePhase::Ended | SalePhase::KeysDropped => None,
+        }
+    }
+}
