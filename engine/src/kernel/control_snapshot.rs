@@ -35,16 +35,15 @@ impl ControlState {
             put64(out, stock.granted);
             put64(out, stock.returned);
         }
-        put64(out, self.key_order.len() as u64);
-        for key in &self.key_order {
-            let entry = self.keys.get(key).expect("every key in the order has its entry");
+        put64(out, self.keys.len() as u64);
+        for (key, at, entry) in self.keys.iter() {
             out.extend_from_slice(&key.get().to_le_bytes());
             put64(out, u64::from(entry.item.get()));
             out.push(u8::from(entry.added));
             put64(out, u64::from(entry.asked.get()));
             put64(out, u64::from(entry.quantity.get()));
             put64(out, entry.total);
-            put64(out, entry.at.get());
+            put64(out, at.get());
         }
     }
 
@@ -103,9 +102,8 @@ impl ControlState {
                 asked: Quantity::new(reader.u32("asked")?),
                 quantity: Quantity::new(reader.u32("quantity")?),
                 total: reader.u64("total")?,
-                at: NodeTime::new(reader.u64("at")?),
             };
-            state.restore_key(key, entry);
+            state.keys.restore(key, NodeTime::new(reader.u64("at")?), entry);
         }
         reader.end()?;
         Ok(state)

@@ -15,18 +15,16 @@ use super::catalog::{ItemRule, SalePhase};
 use super::code::Code;
 use super::command::{AccountView, Command, Outcome, RedemptionState, RedemptionView, Refusal};
 use super::effects::Effects;
-use super::record::{
-    AdminNote, Confirmed, Credited, Debited, Held, Opened, Redeemed, Released, Reversed,
-};
+use super::record::{Confirmed, Held, Redeemed, Released};
 use super::redemption::Redemption;
-use super::slot::{AdminEntry, AdminTarget, SlotState};
+use super::slot::SlotState;
 use super::state::ShardState;
 use crate::units::{
     ItemIndex, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId, Slot, TakeUnits,
 };
 use std::cmp::Reverse;
 
-const fn refused(code: Code, detail: u64) -> Outcome {
+pub(super) const fn refused(code: Code, detail: u64) -> Outcome {
     Outcome::Refused(Refusal { code, detail })
 }
 
@@ -299,199 +297,8 @@ impl ShardState {
         free_after
     }
 
-    fn reverse(
-        &mut self,
-        now: NodeTime,
-        id: RedemptionId,
-        key: KeyHash,
-        note: &AdminNote,
-        effects: &mut Effects,
-    ) -> Outcome {
-        let slot = id.slot();
-        let state = self.slot(slot);
-        let target = AdminTarget::Reverse { id };
-        if let Some(entry) = state.admin_keys.get(key) {
-            if entry.target != target {
-                return refused(Code::KeyReused, 0);
-            }
-            let view = entry.reversed.expect("a reversal's key keeps its answer");
-            return Outcome::Redemption { view, replayed: true };
-        }
-        let Some(place) = state.redemption(id) else {
-            return refused(Code::RedemptionNotFound, 0);
-        };
-        let redemption = *state.redemptions.get(place);
-        if redemption.state() != RedemptionState::Confirmed {
-            return refused(Code::WrongState, redemption.state() as u64);
-        }
-        let (item, quantity) = (redemption.item(), redemption.quantity());
-        let (member, points) = (redemption.member(), redemption.points());
-        let at = state.members.find(member).expect("redemptions have members");
-        let held_after = state.members.line(at).held();
-        let Some(free_after) = credited(state.members.line(at).free(), held_after, points) else {
-            return refused(Code::BalanceTooLarge, 0);
-        };
-        let sale = self.catalog.item(item).and_then(|rule| self.catalog.sale(rule.sale));
-        let units_back = sale.is_some_and(|sale| sale.phase < SalePhase::Ended);
-        let record = Reversed {
-            member,
-            id,
-            item,
-            quantity,
-            points,
-            free_after,
-            held_after,
-            units_back,
-            key,
-            at: now,
-            note: note.clone(),
-        };
-        let state = self.slots[slot.index()].as_deref_mut().expect("it was there");
-        state.apply_reversed(&record).expect("the record was made from this state");
-        effects.record(state, |out| record.encode(slot, out));
-        let view = state.view(place, free_after);
-        let counts = self.count_mut(item);
-        counts.confirmed -= u64::from(quantity.get());
-        if units_back {
-            effects.given_back.push((item, quantity));
-            effects.confirmed.push((item, -i64::from(quantity.get())));
-        } else {
-            counts.retired += u64::from(quantity.get());
-        }
-        Outcome::Redemption { view, replayed: false }
-    }
-
-    fn open(
-        &mut self,
-        now: NodeTime,
-        member: MemberId,
-        points: Points,
-        effects: &mut Effects,
-    ) -> Outcome {
-        let slot = Slot::of(member);
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
-        if let Some(at) = state.members.find(member) {
-            return Outcome::Account { view: state.account(at), replayed: true };
-        }
-        if points > Points::MAX {
-            return refused(Code::BalanceTooLarge, 0);
-        }
-        let record = Opened { member, points, at: now };
-        state.apply_opened(&record).expect("the record was made from this state");
-        effects.record(state, |out| record.encode(slot, out));
-        let view = AccountView { member, free: points, held: Points::ZERO };
-        Outcome::Account { view, replayed: false }
-    }
-
-    fn credit(
-        &mut self,
-        now: NodeTime,
-        member: MemberId,
-        key: KeyHash,
-        amount: Points,
-        note: &AdminNote,
-        effects: &mut Effects,
-    ) -> Outcome {
-        let slot = Slot::of(member);
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
-        let target = AdminTarget::Credit { member, amount };
-        let at = match state.admin_account(member, key, target, amount) {
-            Ok(at) => at,
-            Err(outcome) => return outcome,
-        };
-        let held_after = state.members.line(at).held();
-        let Some(free_after) = credited(state.members.line(at).free(), held_after, amount) else {
-            return refused(Code::BalanceTooLarge, 0);
-        };
-        let note = note.clone();
-        let record = Credited { member, amount, free_after, held_after, key, at: now, note };
-        state.apply_credited(at, &record).expect("the record was made from this state");
-        effects.record(state, |out| record.encode(slot, out));
-        Outcome::Account { view: state.account(at), replayed: false }
-    }
-
-    fn debit(
-        &mut self,
-        now: NodeTime,
-        member: MemberId,
-        key: KeyHash,
-        amount: Points,
-        note: &AdminNote,
-        effects: &mut Effects,
-    ) -> Outcome {
-        let slot = Slot::of(member);
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
-        let target = AdminTarget::Debit { member, amount };
-        let at = match state.admin_account(member, key, target, amount) {
-            Ok(at) => at,
-            Err(outcome) => return outcome,
-        };
-        let (free, held_after) = (state.members.line(at).free(), state.members.line(at).held());
-        let Some(free_after) = free.checked_sub(amount) else {
-            return refused(Code::InsufficientPoints, free.get());
-        };
-        let note = note.clone();
-        let record = Debited { member, amount, free_after, held_after, key, at: now, note };
-        state.apply_debited(at, &record).expect("the record was made from this state");
-        effects.record(state, |out| record.encode(slot, out));
-        Outcome::Account { view: state.account(at), replayed: false }
-    }
-
-    fn read_account(&self, member: MemberId) -> Outcome {
-        let state = self.slot(Slot::of(member));
-        match state.members.find(member) {
-            Some(at) => Outcome::Account { view: state.account(at), replayed: false },
-            None => refused(Code::MemberNotFound, 0),
-        }
-    }
-
-    fn read_redemption(&self, member: Option<MemberId>, id: RedemptionId) -> Outcome {
-        let place = match member {
-            Some(member) => self.own_redemption(member, id),
-            None => self.slot(id.slot()).redemption(id),
-        };
-        let Some(place) = place else {
-            return refused(Code::RedemptionNotFound, 0);
-        };
-        Outcome::Redemption { view: self.slot(id.slot()).view_now(place), replayed: false }
-    }
-
-    fn list_redemptions(
-        &self,
-        member: MemberId,
-        before: Option<RedemptionId>,
-        limit: u16,
-    ) -> Outcome {
-        let state = self.slot(Slot::of(member));
-        let Some(at) = state.members.find(member) else {
-            return Outcome::Redemptions(Vec::new());
-        };
-        let line = state.members.line(at);
-        // A page goes on behind its last redemption at once, if that is still remembered.
-        let own = before.and_then(|id| self.own_redemption(member, id));
-        let chain = match own {
-            Some(place) => state.redemptions.chain_from(state.redemptions.get(place).before()),
-            None => state.redemptions.chain_from(line.newest()),
-        };
-        let is_before = |r: &&Redemption| before.is_none_or(|id| r.slot_seq() < id.slot_seq());
-        let view = |r: &Redemption| r.view(state.slot, r.state(), line.free());
-        let page = chain.filter(is_before).take(usize::from(limit)).map(view);
-        Outcome::Redemptions(page.collect())
-    }
-
-    fn read_key(&self, member: MemberId, key: KeyHash) -> Outcome {
-        let state = self.slot(Slot::of(member));
-        let line = state.members.find(member).map(|at| state.members.line(at));
-        let found = line.and_then(|line| Some((line, state.redemptions.by_key(line, key)?)));
-        let Some((line, redemption)) = found else {
-            return refused(Code::RedemptionNotFound, 0);
-        };
-        let view = redemption.view(state.slot, redemption.state(), line.free());
-        Outcome::Redemption { view, replayed: false }
-    }
-
     /// The place of the redemption, if it is this member's.
-    fn own_redemption(&self, member: MemberId, id: RedemptionId) -> Option<usize> {
+    pub(super) fn own_redemption(&self, member: MemberId, id: RedemptionId) -> Option<usize> {
         let slot = Slot::of(member);
         if id.slot() != slot {
             return None;
@@ -536,7 +343,12 @@ struct Plan {
 }
 
 impl Redemption {
-    fn view(&self, slot: Slot, state: RedemptionState, balance: Points) -> RedemptionView {
+    pub(super) fn view(
+        &self,
+        slot: Slot,
+        state: RedemptionState,
+        balance: Points,
+    ) -> RedemptionView {
         RedemptionView {
             id: self.id(slot),
             member: self.member(),
@@ -556,42 +368,14 @@ impl SlotState {
         redemption.view(self.slot, redemption.state(), balance)
     }
 
-    fn view_now(&self, place: usize) -> RedemptionView {
+    pub(super) fn view_now(&self, place: usize) -> RedemptionView {
         let member = self.redemptions.get(place).member();
         let at = self.members.find(member).expect("redemptions have members");
         self.view(place, self.members.line(at).free())
     }
 
-    fn account(&self, at: usize) -> AccountView {
+    pub(super) fn account(&self, at: usize) -> AccountView {
         let line = self.members.line(at);
         AccountView { member: line.member(), free: line.free(), held: line.held() }
     }
-
-    /// What credits and debits check alike: key seen → member exists → amount.
-    fn admin_account(
-        &self,
-        member: MemberId,
-        key: KeyHash,
-        target: AdminTarget,
-        amount: Points,
-    ) -> Result<usize, Outcome> {
-        if let Some(&AdminEntry { target: first, free, held, .. }) = self.admin_keys.get(key) {
-            if first != target {
-                return Err(refused(Code::KeyReused, 0));
-            }
-            let view = AccountView { member, free, held };
-            return Err(Outcome::Account { view, replayed: true });
-        }
-        let at = self.members.find(member).ok_or(refused(Code::MemberNotFound, 0))?;
-        if amount == Points::ZERO {
-            return Err(refused(Code::Invalid, 0));
-        }
-        Ok(at)
-    }
-}
-
-/// The free points after a credit, unless free and held would pass [`Points::MAX`] together.
-fn credited(free: Points, held: Points, amount: Points) -> Option<Points> {
-    let free = free.checked_add(amount)?;
-    (free.checked_add(held)? <= Points::MAX).then_some(free)
 }

@@ -5,17 +5,22 @@
 //! Two machines: [`state::ShardState`] decides all that belongs to members, one per shard;
 //! [`control::ControlState`] decides sales and stock totals, one per node.
 
+mod aged_keys;
+mod apply;
 pub mod bytes;
 pub mod catalog;
 pub mod code;
 pub mod command;
 pub mod control;
+mod control_apply;
 mod control_snapshot;
 mod decide;
+mod decide_admin;
 pub mod definition;
 pub mod effects;
 mod member;
 mod prefetch;
+mod read;
 pub mod record;
 mod redemption;
 pub mod slot;

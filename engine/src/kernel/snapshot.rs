@@ -94,10 +94,9 @@ impl SlotState {
             put64(out, slot_seq);
             put64(out, balance.get());
         }
-        put64(out, self.admin_keys.order.len() as u64);
-        for key in &self.admin_keys.order {
-            let entry = self.admin_keys.get(*key).expect("every key in the order has its entry");
-            encode_admin(out, *key, entry);
+        put64(out, self.admin_keys.len() as u64);
+        for (key, at, entry) in self.admin_keys.iter() {
+            encode_admin(out, key, at, entry);
         }
         put64(out, self.dropped_sales.len() as u64);
         for sale in &self.dropped_sales {
@@ -143,8 +142,8 @@ impl SlotState {
         state.decode_members(&mut reader)?;
         state.decode_redemptions(&mut reader)?;
         for _ in 0..reader.count("admin keys", 21)? {
-            let (key, entry) = decode_admin(&mut reader, state.slot)?;
-            state.admin_keys.restore(key, entry);
+            let (key, at, entry) = decode_admin(&mut reader, state.slot)?;
+            state.admin_keys.restore(key, at, entry);
         }
         for _ in 0..reader.count("dropped sales", 1)? {
             state.dropped_sales.push(SaleIndex::new(reader.u32("sale")?));
@@ -270,14 +269,13 @@ impl SlotState {
             ];
             digest.add(4, fields);
         }
-        for key in &self.admin_keys.order {
-            let entry = self.admin_keys.get(*key).expect("every key in the order has its entry");
+        for (key, at, entry) in self.admin_keys.iter() {
             let (target, whom, amount) = match entry.target {
                 AdminTarget::Credit { member, amount } => (1, u128::from(member.get()), amount),
                 AdminTarget::Debit { member, amount } => (2, u128::from(member.get()), amount),
                 AdminTarget::Reverse { id } => (3, id.get(), Points::ZERO),
             };
-            let figures = [amount.get(), entry.free.get(), entry.held.get(), entry.at.get()];
+            let figures = [amount.get(), entry.free.get(), entry.held.get(), at.get()];
             let head = [key.get(), target, whom];
             digest.add(5, head.into_iter().chain(figures.map(u128::from)));
         }
@@ -304,9 +302,9 @@ fn decode_counter(reader: &mut Reader<'_>) -> Result<(ItemIndex, Counter), Decod
     Ok((item, Counter { units, released: reader.byte("released")? }))
 }
 
-fn encode_admin(out: &mut Vec<u8>, key: KeyHash, entry: &AdminEntry) {
+fn encode_admin(out: &mut Vec<u8>, key: KeyHash, at: NodeTime, entry: &AdminEntry) {
     out.extend_from_slice(&key.get().to_le_bytes());
-    put64(out, entry.at.get());
+    put64(out, at.get());
     put64(out, entry.free.get());
     put64(out, entry.held.get());
     match entry.target {
@@ -333,7 +331,10 @@ fn encode_admin(out: &mut Vec<u8>, key: KeyHash, entry: &AdminEntry) {
     }
 }
 
-fn decode_admin(reader: &mut Reader<'_>, slot: Slot) -> Result<(KeyHash, AdminEntry), DecodeError> {
+fn decode_admin(
+    reader: &mut Reader<'_>,
+    slot: Slot,
+) -> Result<(KeyHash, NodeTime, AdminEntry), DecodeError> {
     let key = KeyHash::new(reader.fixed("admin key")?);
     let at = NodeTime::new(reader.u64("at")?);
     let (free, held) = (reader.points("free")?, reader.points("held")?);
@@ -365,7 +366,7 @@ fn decode_admin(reader: &mut Reader<'_>, slot: Slot) -> Result<(KeyHash, AdminEn
             return Err(DecodeError::Range { field: "admin target", value: u128::from(other) });
         }
     };
-    Ok((key, AdminEntry { target, free, held, at, reversed }))
+    Ok((key, at, AdminEntry { target, free, held, reversed }))
 }
 
 fn id_of_slot(reader: &mut Reader<'_>, slot: Slot) -> Result<RedemptionId, DecodeError> {
