@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod kernel;
+pub mod persist;
 pub mod ship;
 pub mod units;

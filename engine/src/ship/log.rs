@@ -139,6 +139,14 @@ pub trait Log: Send {
     /// partitions go on where they are. A `to` that lies ahead skips what is in between.
     fn rewind(&mut self, journal: JournalId, partition: Partition, to: Seq);
 
+    /// Sends nothing more of one partition of one journal, until it is rewound.
+    fn hold_back(&mut self, journal: JournalId, partition: Partition) {
+        self.rewind(journal, partition, Seq::new(u64::MAX - 1));
+    }
+
+    /// The journal that all records come from; `None` where there may be several.
+    fn journal(&self) -> Option<JournalId>;
+
     /// How far the log goes, to tell the lag.
     fn head(&self) -> Head;
 }

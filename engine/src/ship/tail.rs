@@ -60,10 +60,6 @@ impl<F: FrameSource> JournalLog<F> {
         log
     }
 
-    pub fn journal(&self) -> JournalId {
-        self.journal
-    }
-
     /// Moves the position to the first record that any partition wants.
     fn place(&mut self) {
         let first = self.wanted.iter().flatten().min().copied();
@@ -183,6 +179,10 @@ impl<F: FrameSource> Log for JournalLog<F> {
         }
     }
 
+    fn journal(&self) -> Option<JournalId> {
+        Some(self.journal)
+    }
+
     fn head(&self) -> Head {
         let head = self.source.head();
         Head { seq: head.seq, node_time: head.node_time }
@@ -287,7 +287,7 @@ mod tests {
         let mut log = JournalLog::new(frames.clone(), from);
         let mut batch = LogBatch::default();
         log.poll(7, &mut batch).unwrap();
-        log.rewind(log.journal(), partition(1), Seq::new(2));
+        log.rewind(log.journal, partition(1), Seq::new(2));
         let expected = [(1, 2, 4), (1, 4, 6), (0, 7, 9), (1, 6, 8), (1, 8, 10), (0, 9, 11)];
         let mut got = drain(&mut log, 3);
         let mut expected: Vec<_> =
@@ -302,7 +302,7 @@ mod tests {
         let frames = journal(&[4, 4, 4], &[0, 1]);
         let mut log =
             JournalLog::new(frames, [(partition(0), Seq::NONE), (partition(1), Seq::NONE)]);
-        log.rewind(log.journal(), partition(0), Seq::new(9));
+        log.rewind(log.journal, partition(0), Seq::new(9));
         let got = drain(&mut log, 100);
         let of = |p| got.iter().filter(|g| g.0 == p).map(|g| (g.1, g.2)).collect::<Vec<_>>();
         assert_eq!(of(0), [(9, 11)]);

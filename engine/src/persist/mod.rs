@@ -1,0 +1,18 @@
+//! Persist: from the log to database shards, behind the sale and never in its way.
+//!
+//! `writer` is one database shard's consumer: it reads its log, judges each record by the gap
+//! rule, folds what is to be applied into rows (`apply`) and has the store commit them with the
+//! watermarks in one transaction. `driver` runs the writers on the `persist` thread and publishes
+//! how far they are (`status`). `store` is the seam between the two real stores; `embedded` puts
+//! the default together: the journal itself as the log, `SQLite` files as database shards.
+
+pub mod apply;
+pub mod driver;
+pub mod embedded;
+pub mod rows;
+pub mod sqlite;
+pub mod status;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod writer;

@@ -1,0 +1,332 @@
+//! The reading end: what is committed, on a connection of its own that never waits for a writer.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, Row, params};
+
+use super::{bits, connect, error, path_of};
+use crate::kernel::command::RedemptionState;
+use crate::persist::rows::{
+    AccountRow, LedgerAccount, LedgerRow, MoveKind, RedemptionRow, SlotSum, StockRow, StockSums,
+};
+use crate::persist::store::{
+    ConsistentRead, Letter, LetterId, LetterState, StatementCursor, StoreError, StoreReader,
+    Stream, WatermarkRow,
+};
+use crate::ship::gap::Watermark;
+use crate::ship::partition::{DatabaseShard, Partition};
+use crate::units::{
+    Incarnation, ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId,
+    Seq, Slot,
+};
+
+/// One database shard, open for reading.
+pub struct SqliteReader {
+    connection: Connection,
+}
+
+impl SqliteReader {
+    /// Opens an existing file; it is never changed.
+    pub fn open(folder: &Path, shard: DatabaseShard) -> Result<Self, StoreError> {
+        Self::open_file(&path_of(folder, shard))
+    }
+
+    /// Opens an existing file by its path, a backup say.
+    pub fn open_file(path: &Path) -> Result<Self, StoreError> {
+        // A read-only connection could not make the shared memory file that WAL needs.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = connect(path, flags)?;
+        connection.pragma_update(None, "query_only", true).map_err(error)?;
+        Ok(Self { connection })
+    }
+}
+
+const REDEMPTION: &str = "SELECT id, member, journal, item, quantity, points, state, key,
+    expires_at, updated_at, units_back, seq FROM redemptions";
+const ENTRY: &str =
+    "SELECT journal, seq, leg, account, member, amount, kind, redemption, at FROM ledger";
+const ACCOUNT: &str = "SELECT member, free, held, journal, last_seq FROM accounts";
+/// One stream's watermark.
+pub(super) const WATERMARK: &str = "SELECT incarnation, since_seq, seq FROM watermarks
+    WHERE journal = ?1 AND partition = ?2";
+
+impl StoreReader for SqliteReader {
+    fn redemption(&self, id: RedemptionId) -> Result<Option<RedemptionRow>, StoreError> {
+        let sql = format!("{REDEMPTION} WHERE id = ?1");
+        let rows = self.rows(&sql, params![id.get().to_be_bytes()], redemption_at)?;
+        Ok(rows.into_iter().next())
+    }
+
+    fn redemptions_of(
+        &self,
+        member: MemberId,
+        before: Option<RedemptionId>,
+        limit: u16,
+    ) -> Result<Vec<RedemptionRow>, StoreError> {
+        let sql = format!("{REDEMPTION} WHERE member = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3");
+        // Longer than any id, and so behind all of them.
+        let before = before.map_or_else(|| vec![0xff; 17], |id| id.get().to_be_bytes().to_vec());
+        self.rows(&sql, params![bits(member.get()), before, limit], redemption_at)
+    }
+
+    fn redemption_by_key(
+        &self,
+        member: MemberId,
+        key: KeyHash,
+    ) -> Result<Option<RedemptionRow>, StoreError> {
+        let sql = format!("{REDEMPTION} WHERE member = ?1 AND key = ?2 ORDER BY id DESC LIMIT 1");
+        let key = params![bits(member.get()), key.get().to_be_bytes()];
+        Ok(self.rows(&sql, key, redemption_at)?.into_iter().next())
+    }
+
+    fn account(&self, member: MemberId) -> Result<Option<AccountRow>, StoreError> {
+        let sql = format!("{ACCOUNT} WHERE member = ?1");
+        Ok(self.rows(&sql, params![bits(member.get())], account_at)?.into_iter().next())
+    }
+
+    fn statement(
+        &self,
+        member: MemberId,
+        before: Option<StatementCursor>,
+        limit: u16,
+    ) -> Result<Vec<LedgerRow>, StoreError> {
+        let end = StatementCursor {
+            at: NodeTime::new(i64::MAX.cast_unsigned()),
+            journal: JournalId::new(0),
+            seq: Seq::NONE,
+            leg: 0,
+        };
+        let c = before.unwrap_or(end);
+        let sql = format!(
+            "{ENTRY} WHERE member = ?1 AND account <= 2 AND at <= ?2
+             AND (at, journal, seq, leg) < (?2, ?3, ?4, ?5)
+             ORDER BY at DESC, journal DESC, seq DESC, leg DESC LIMIT ?6"
+        );
+        let row = params![
+            bits(member.get()),
+            bits(c.at.get()),
+            bits(c.journal.get()),
+            bits(c.seq.get()),
+            c.leg,
+            limit,
+        ];
+        self.rows(&sql, row, entry_at)
+    }
+
+    fn consistent(
+        &self,
+        read: &mut dyn FnMut(&dyn ConsistentRead) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        // In WAL, all reads of one transaction see the commit that its first read saw.
+        let transaction = self.connection.unchecked_transaction().map_err(error)?;
+        read(&Moment { connection: &transaction })
+    }
+}
+
+impl SqliteReader {
+    fn rows<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        map: fn(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        rows(&self.connection, sql, params, map)
+    }
+}
+
+fn rows<T>(
+    connection: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+    map: fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>, StoreError> {
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mapped = statement.query_map(params, map).map_err(error)?;
+    mapped.collect::<Result<_, _>>().map_err(read_error)
+}
+
+/// An open read transaction.
+struct Moment<'c> {
+    connection: &'c Connection,
+}
+
+impl Moment<'_> {
+    fn each<T>(
+        &self,
+        sql: &str,
+        map: fn(&Row<'_>) -> rusqlite::Result<T>,
+        see: &mut dyn FnMut(T),
+    ) -> Result<(), StoreError> {
+        let mut statement = self.connection.prepare(sql).map_err(error)?;
+        let mut rows = statement.query([]).map_err(error)?;
+        while let Some(row) = rows.next().map_err(error)? {
+            see(map(row).map_err(read_error)?);
+        }
+        Ok(())
+    }
+}
+
+impl ConsistentRead for Moment<'_> {
+    fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError> {
+        watermarks(self.connection)
+    }
+    fn stock(&self) -> Result<Vec<StockRow>, StoreError> {
+        let sql = "SELECT journal, item, held, confirmed, released, reversed, retired, total,
+                   granted, returned FROM stock ORDER BY journal, item";
+        rows(self.connection, sql, [], stock_at)
+    }
+    fn slots(&self) -> Result<Vec<SlotSum>, StoreError> {
+        let sql = "SELECT journal, slot, records, checksum FROM slots ORDER BY journal, slot";
+        rows(self.connection, sql, [], slot_at)
+    }
+    fn letters(&self) -> Result<Vec<Letter>, StoreError> {
+        let letters = letters(self.connection, LetterId(i64::MIN), u32::MAX)?;
+        Ok(letters.into_iter().map(|(_, letter)| letter).collect())
+    }
+    fn each_account(&self, see: &mut dyn FnMut(AccountRow)) -> Result<(), StoreError> {
+        self.each(&format!("{ACCOUNT} ORDER BY member"), account_at, see)
+    }
+    fn each_redemption(&self, see: &mut dyn FnMut(RedemptionRow)) -> Result<(), StoreError> {
+        self.each(&format!("{REDEMPTION} ORDER BY id"), redemption_at, see)
+    }
+    fn each_entry(&self, see: &mut dyn FnMut(LedgerRow)) -> Result<(), StoreError> {
+        self.each(&format!("{ENTRY} ORDER BY journal, seq, leg"), entry_at, see)
+    }
+}
+
+pub(super) fn watermarks(connection: &Connection) -> Result<Vec<WatermarkRow>, StoreError> {
+    let sql = "SELECT incarnation, since_seq, seq, journal, partition, at FROM watermarks
+               ORDER BY journal, partition";
+    rows(connection, sql, [], |r| {
+        let partition = Partition::new(r.get(4)?).ok_or_else(|| out_of_range(4))?;
+        let stream = Stream { journal: JournalId::new(unsigned(r, 3)?), partition };
+        let at = NodeTime::new(unsigned(r, 5)?);
+        Ok(WatermarkRow { stream, watermark: watermark_at(r)?, at })
+    })
+}
+
+pub(super) fn watermark_at(r: &Row<'_>) -> rusqlite::Result<Watermark> {
+    Ok(Watermark {
+        incarnation: Incarnation::new(r.get(0)?),
+        since: Seq::new(unsigned(r, 1)?),
+        seq: Seq::new(unsigned(r, 2)?),
+    })
+}
+
+/// Letters not applied yet, in the order of their arrival, behind `after`.
+pub(super) fn letters(
+    connection: &Connection,
+    after: LetterId,
+    limit: u32,
+) -> Result<Vec<(LetterId, Letter)>, StoreError> {
+    let sql = "SELECT id, journal, partition, incarnation, seq, slot, member, at, state, reason,
+               record FROM dead_letters WHERE state <> 3 AND id > ?1 ORDER BY id LIMIT ?2";
+    rows(connection, sql, params![after.0, limit], |r| {
+        let partition = Partition::new(r.get(2)?).ok_or_else(|| out_of_range(2))?;
+        let state = if r.get::<_, u8>(8)? == 1 { LetterState::Dead } else { LetterState::Parked };
+        let letter = Letter {
+            stream: Stream { journal: JournalId::new(unsigned(r, 1)?), partition },
+            incarnation: Incarnation::new(r.get(3)?),
+            seq: Seq::new(unsigned(r, 4)?),
+            slot: Slot::new(r.get(5)?),
+            member: r.get::<_, Option<i64>>(6)?.map(|m| MemberId::new(m.cast_unsigned())),
+            at: NodeTime::new(unsigned(r, 7)?),
+            state,
+            reason: r.get(9)?,
+            record: r.get(10)?,
+        };
+        Ok((LetterId(r.get(0)?), letter))
+    })
+}
+
+fn redemption_at(r: &Row<'_>) -> rusqlite::Result<RedemptionRow> {
+    Ok(RedemptionRow {
+        id: id_at(r, 0)?.ok_or_else(|| out_of_range(0))?,
+        member: MemberId::new(unsigned(r, 1)?),
+        journal: JournalId::new(unsigned(r, 2)?),
+        item: ItemIndex::new(r.get(3)?),
+        quantity: Quantity::new(r.get(4)?),
+        points: Points::new(unsigned(r, 5)?),
+        state: RedemptionState::from_u8(r.get(6)?).ok_or_else(|| out_of_range(6))?,
+        key: KeyHash::new(u128::from_be_bytes(r.get(7)?)),
+        expires_at: NodeTime::new(unsigned(r, 8)?),
+        updated_at: NodeTime::new(unsigned(r, 9)?),
+        units_back: r.get(10)?,
+        seq: Seq::new(unsigned(r, 11)?),
+    })
+}
+
+fn entry_at(r: &Row<'_>) -> rusqlite::Result<LedgerRow> {
+    Ok(LedgerRow {
+        journal: JournalId::new(unsigned(r, 0)?),
+        seq: Seq::new(unsigned(r, 1)?),
+        leg: r.get(2)?,
+        account: LedgerAccount::from_u8(r.get(3)?).ok_or_else(|| out_of_range(3))?,
+        member: MemberId::new(unsigned(r, 4)?),
+        amount: r.get(5)?,
+        kind: MoveKind::from_u8(r.get(6)?).ok_or_else(|| out_of_range(6))?,
+        redemption: id_at(r, 7)?,
+        at: NodeTime::new(unsigned(r, 8)?),
+    })
+}
+
+fn account_at(r: &Row<'_>) -> rusqlite::Result<AccountRow> {
+    Ok(AccountRow {
+        member: MemberId::new(unsigned(r, 0)?),
+        free: Points::new(unsigned(r, 1)?),
+        held: Points::new(unsigned(r, 2)?),
+        journal: JournalId::new(unsigned(r, 3)?),
+        last_seq: Seq::new(unsigned(r, 4)?),
+    })
+}
+
+fn stock_at(r: &Row<'_>) -> rusqlite::Result<StockRow> {
+    let sums = StockSums {
+        held: r.get(2)?,
+        confirmed: r.get(3)?,
+        released: r.get(4)?,
+        reversed: r.get(5)?,
+        retired: r.get(6)?,
+    };
+    Ok(StockRow {
+        journal: JournalId::new(unsigned(r, 0)?),
+        item: ItemIndex::new(r.get(1)?),
+        sums,
+        total: unsigned(r, 7)?,
+        granted: unsigned(r, 8)?,
+        returned: unsigned(r, 9)?,
+    })
+}
+
+fn slot_at(r: &Row<'_>) -> rusqlite::Result<SlotSum> {
+    Ok(SlotSum {
+        journal: JournalId::new(unsigned(r, 0)?),
+        slot: Slot::new(r.get(1)?),
+        records: unsigned(r, 2)?,
+        checksum: unsigned(r, 3)?,
+    })
+}
+
+/// An id's 64 bits, as they were stored.
+fn unsigned(r: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    r.get::<_, i64>(column).map(i64::cast_unsigned)
+}
+
+/// A redemption's id; `None` where there is none.
+fn id_at(r: &Row<'_>, column: usize) -> rusqlite::Result<Option<RedemptionId>> {
+    let Some(raw) = r.get::<_, Option<[u8; 16]>>(column)? else { return Ok(None) };
+    let id = RedemptionId::from_u128(u128::from_be_bytes(raw));
+    id.map(Some).ok_or_else(|| out_of_range(column))
+}
+
+fn out_of_range(column: usize) -> rusqlite::Error {
+    rusqlite::Error::IntegralValueOutOfRange(column, -1)
+}
+
+/// Tells rows that make no sense from a database that cannot be read.
+fn read_error(e: rusqlite::Error) -> StoreError {
+    match e {
+        rusqlite::Error::SqliteFailure(..) => error(e),
+        other => StoreError::Corrupt(other.to_string()),
+    }
+}

@@ -1,0 +1,189 @@
+//! How far persist is: read by the journal (which segments may go), by metrics, and by whoever
+//! waits for the database shards to catch up.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::ship::gap::Alarm;
+use crate::ship::log::Head;
+use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
+use crate::units::{NodeTime, Seq};
+
+/// Alarms kept in words; beyond, they are only counted.
+const ALARMS_KEPT: usize = 64;
+
+/// One database shard's part of [`PersistStatus`].
+///
+/// Every atomic is a figure of its own, written by the shard's persist thread alone; readers see
+/// each a moment late. Relaxed, but for the persisted sequence numbers (see `set_persisted`).
+pub struct ShardStatus {
+    persisted: [AtomicU64; PARTITION_COUNT],
+    persisted_node_ms: AtomicU64,
+    pub batches: AtomicU64,
+    pub records: AtomicU64,
+    /// Records that came again and were left out.
+    pub skipped: AtomicU64,
+    /// Transactions that failed and were tried again.
+    pub retries: AtomicU64,
+    pub rewinds: AtomicU64,
+    pub alarm_count: AtomicU64,
+    /// Letters not applied yet, parked ones included.
+    pub letters: AtomicU64,
+    alarms: Mutex<Vec<String>>,
+    last_error: Mutex<Option<String>>,
+}
+
+/// How far persist is, in all its database shards.
+pub struct PersistStatus {
+    layout: Layout,
+    shards: Vec<ShardStatus>,
+    head_seq: AtomicU64,
+    head_node_ms: AtomicU64,
+    /// Those who wait for records to be stored.
+    waiters: AtomicU64,
+    moved: Mutex<()>,
+    moved_signal: Condvar,
+}
+
+/// How far behind the journal the slowest database shard is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Lag {
+    pub records: u64,
+    /// Node time between the last record and the last one stored.
+    pub ms: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ShardStatus {
+    fn new() -> Self {
+        Self {
+            persisted: [const { AtomicU64::new(0) }; PARTITION_COUNT],
+            persisted_node_ms: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            records: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            rewinds: AtomicU64::new(0),
+            alarm_count: AtomicU64::new(0),
+            letters: AtomicU64::new(0),
+            alarms: Mutex::new(Vec::new()),
+            last_error: Mutex::new(None),
+        }
+    }
+    /// Everything of this partition up to here is in the database.
+    pub fn persisted(&self, partition: Partition) -> Seq {
+        Seq::new(self.persisted[partition.index()].load(Ordering::Acquire))
+    }
+    pub(super) fn set_persisted(&self, partition: Partition, seq: Seq) {
+        // Release, with the Acquire of readers: who sees the number also finds what the commit
+        // before it changed.
+        self.persisted[partition.index()].store(seq.get(), Ordering::Release);
+    }
+    pub(super) fn set_node_time(&self, at: NodeTime) {
+        self.persisted_node_ms.fetch_max(at.get(), Ordering::Relaxed);
+    }
+    pub(super) fn alarm(&self, alarm: &Alarm) {
+        self.alarm_text(alarm.to_string());
+    }
+    pub(super) fn alarm_text(&self, text: String) {
+        self.alarm_count.fetch_add(1, Ordering::Relaxed);
+        let mut alarms = lock(&self.alarms);
+        if alarms.len() < ALARMS_KEPT && !alarms.contains(&text) {
+            alarms.push(text);
+        }
+    }
+    /// What a person must look at, in words.
+    pub fn alarms(&self) -> Vec<String> {
+        lock(&self.alarms).clone()
+    }
+    pub(super) fn set_error(&self, error: Option<String>) {
+        *lock(&self.last_error) = error;
+    }
+    /// Why the last transaction failed; `None` since one succeeded.
+    pub fn last_error(&self) -> Option<String> {
+        lock(&self.last_error).clone()
+    }
+}
+
+impl PersistStatus {
+    pub fn new(layout: Layout) -> Self {
+        Self {
+            layout,
+            shards: layout.shards().map(|_| ShardStatus::new()).collect(),
+            head_seq: AtomicU64::new(0),
+            head_node_ms: AtomicU64::new(0),
+            waiters: AtomicU64::new(0),
+            moved: Mutex::new(()),
+            moved_signal: Condvar::new(),
+        }
+    }
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+    pub fn shard(&self, shard: DatabaseShard) -> &ShardStatus {
+        &self.shards[shard.index()]
+    }
+    pub fn shards(&self) -> impl Iterator<Item = (DatabaseShard, &ShardStatus)> {
+        self.layout.shards().zip(&self.shards)
+    }
+    /// Everything up to here is in the database shards: segments below may go, as far as they
+    /// are concerned (I9).
+    pub fn persisted_through(&self) -> Seq {
+        self.shards().map(|(shard, _)| self.shard_through(shard)).min().unwrap_or_default()
+    }
+    /// The same, of one database shard.
+    pub fn shard_through(&self, shard: DatabaseShard) -> Seq {
+        let status = self.shard(shard);
+        let partitions = self.layout.partitions(shard);
+        partitions.map(|p| status.persisted(p)).min().unwrap_or_default()
+    }
+    pub fn lag(&self) -> Lag {
+        let head = self.head_seq.load(Ordering::Relaxed);
+        let records = head.saturating_sub(self.persisted_through().get());
+        if records == 0 {
+            return Lag::default();
+        }
+        let node_ms = |s: &ShardStatus| s.persisted_node_ms.load(Ordering::Relaxed);
+        let slowest = self.shards.iter().map(node_ms).min().unwrap_or(0);
+        Lag { records, ms: self.head_node_ms.load(Ordering::Relaxed).saturating_sub(slowest) }
+    }
+    /// Alarms of all database shards.
+    pub fn alarms(&self) -> Vec<String> {
+        let named = |(shard, status): (DatabaseShard, &ShardStatus)| {
+            let named = move |text| format!("database shard {}: {text}", shard.get());
+            status.alarms().into_iter().map(named).collect::<Vec<_>>()
+        };
+        self.shards().flat_map(named).collect()
+    }
+    /// Letters of all database shards, not applied yet.
+    pub fn letters(&self) -> u64 {
+        self.shards.iter().map(|s| s.letters.load(Ordering::Relaxed)).sum()
+    }
+    pub(super) fn set_head(&self, head: Head) {
+        self.head_seq.fetch_max(head.seq.get(), Ordering::Relaxed);
+        self.head_node_ms.fetch_max(head.node_time.get(), Ordering::Relaxed);
+    }
+    /// Whether somebody waits: then nothing is held back for a fuller batch.
+    pub(super) fn has_waiters(&self) -> bool {
+        self.waiters.load(Ordering::Relaxed) > 0
+    }
+    /// Tells those who wait to look again.
+    pub(super) fn notify(&self) {
+        drop(lock(&self.moved));
+        self.moved_signal.notify_all();
+    }
+    /// Waits until everything up to `seq` is in the database shards; `false` when it took longer.
+    pub fn wait_persisted(&self, seq: Seq, timeout: Duration) -> bool {
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        let guard = lock(&self.moved);
+        let behind = |(): &mut ()| self.persisted_through() < seq;
+        let waited = self.moved_signal.wait_timeout_while(guard, timeout, behind);
+        let result = waited.unwrap_or_else(PoisonError::into_inner).1;
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        !result.timed_out()
+    }
+}

@@ -1,0 +1,642 @@
+//! One database shard's consumer. It decides nothing by the clock: the driver tells it the time.
+//!
+//! ```text
+//!  poll the log ─▶ judge (gap rule) ─▶ fold into rows ─▶ one transaction ─▶ publish
+//!       ▲               │ gap: ask for a rewind             │ unavailable: back off, read again
+//!       │               │ alarm: hold the stream            │ watermark: read them, read again
+//!       └───────────────┴───────────────────────────────────┘ data: bisect, dead letter, park
+//! ```
+//! Whatever fails, nothing is skipped: the log is read again from the watermarks that the
+//! database has.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::apply::{At, DataError, Effects, member_of};
+use super::status::{PersistStatus, ShardStatus};
+use super::store::{
+    Letter, LetterId, LetterState, Store, StoreBatch, StoreError, Stream, WatermarkMove,
+};
+use crate::kernel::record::{Record, RecordError, RecordHead};
+use crate::ship::gap::{Alarm, Verdict, Watermark};
+use crate::ship::log::{Log, LogBatch, LogError, LogRecord};
+use crate::ship::partition::{DatabaseShard, Layout};
+use crate::units::{MemberId, NodeTime, Seq, Slot};
+
+/// A record is tried so often before it becomes a dead letter.
+const TRIES: u32 = 3;
+/// Pause after the first failure; doubled up to the second figure. Units: milliseconds.
+const BACKOFF_MS: (u64, u64) = (20, 5_000);
+/// How long a rewind request may stay unanswered before it is made again. Units: milliseconds.
+const REWIND_AGAIN_MS: u64 = 5_000;
+/// Pause at the log's end while somebody waits. Units: milliseconds.
+const URGENT_MS: u64 = 2;
+/// Letters read at a time.
+const LETTER_PAGE: u32 = 256;
+
+/// How a writer batches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WriterSettings {
+    /// Records in one transaction at most.
+    pub batch: usize,
+    /// How long records may wait for a fuller batch.
+    pub linger_ms: u64,
+    /// How often an idle partition's watermark is moved.
+    pub mark_every_ms: u64,
+    /// How often letters are tried again.
+    pub letters_every_ms: u64,
+}
+
+impl Default for WriterSettings {
+    fn default() -> Self {
+        Self { batch: 4096, linger_ms: 50, mark_every_ms: 1_000, letters_every_ms: 60_000 }
+    }
+}
+
+/// A record that is to be applied.
+struct Planned {
+    /// Its place in the batch.
+    index: usize,
+    stream: Stream,
+    /// The watermark behind it.
+    after: Watermark,
+    slot: Slot,
+    member: Option<MemberId>,
+    record: Result<Record, DataError>,
+}
+
+/// Whose records wait behind a dead letter.
+#[derive(Default)]
+struct Parked {
+    members: HashSet<MemberId>,
+    /// Behind a record that names no member.
+    slots: HashSet<Slot>,
+}
+
+impl Parked {
+    fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.slots.is_empty()
+    }
+    fn holds(&self, slot: Slot, member: Option<MemberId>) -> bool {
+        self.slots.contains(&slot) || member.is_some_and(|m| self.members.contains(&m))
+    }
+    fn insert(&mut self, slot: Slot, member: Option<MemberId>) {
+        match member {
+            Some(member) => self.members.insert(member),
+            None => self.slots.insert(slot),
+        };
+    }
+}
+
+/// When to look again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    Now,
+    AfterMs(u64),
+}
+
+/// One database shard's consumer.
+pub struct ShardWriter<L, S> {
+    log: L,
+    store: S,
+    shard: DatabaseShard,
+    settings: WriterSettings,
+    status: Arc<PersistStatus>,
+    /// What the database is known to have.
+    committed: HashMap<Stream, Watermark>,
+    /// Streams of another history: nothing of them is applied until a person has looked.
+    halted: HashSet<Stream>,
+    /// Rewinds asked for, and when.
+    rewinding: HashMap<Stream, (Seq, u64)>,
+    parked: Parked,
+    letters_due_ms: u64,
+    marked_at_ms: u64,
+    failures: u32,
+    batch: LogBatch,
+    plan: Vec<Planned>,
+    effects: Effects,
+}
+
+impl<L: Log, S: Store> ShardWriter<L, S> {
+    /// Reads the watermarks, and lets `open_log` open the log behind them.
+    pub fn open(
+        mut store: S,
+        settings: WriterSettings,
+        status: Arc<PersistStatus>,
+        open_log: impl FnOnce(&HashMap<Stream, Watermark>) -> L,
+    ) -> Result<Self, StoreError> {
+        let shard = store.shard();
+        let rows = store.watermarks()?;
+        let committed: HashMap<_, _> = rows.iter().map(|r| (r.stream, r.watermark)).collect();
+        let log = open_log(&committed);
+        let mut writer = Self {
+            log,
+            store,
+            shard,
+            settings,
+            status,
+            committed,
+            halted: HashSet::new(),
+            rewinding: HashMap::new(),
+            parked: Parked::default(),
+            letters_due_ms: 0,
+            marked_at_ms: 0,
+            failures: 0,
+            batch: LogBatch::default(),
+            plan: Vec::new(),
+            effects: Effects::default(),
+        };
+        writer.load_parked()?;
+        for row in rows {
+            writer.shard_status().set_node_time(row.at);
+        }
+        writer.publish();
+        Ok(writer)
+    }
+
+    pub fn shard(&self) -> DatabaseShard {
+        self.shard
+    }
+    pub fn status(&self) -> &Arc<PersistStatus> {
+        &self.status
+    }
+    fn layout(&self) -> Layout {
+        self.status.layout()
+    }
+    fn shard_status(&self) -> &ShardStatus {
+        self.status.shard(self.shard)
+    }
+
+    /// Whether everything up to `seq` is stored, but for what an alarm holds.
+    pub fn has_stored(&self, seq: Seq) -> bool {
+        let stored =
+            |(stream, w): &(Stream, Watermark)| self.halted.contains(stream) || w.seq >= seq;
+        self.streams().iter().all(stored)
+    }
+    /// The last record that the log has.
+    pub fn head_seq(&self) -> Seq {
+        self.log.head().seq
+    }
+
+    /// Reads and applies one batch. `is_urgent`: somebody waits, so nothing is held back.
+    ///
+    /// Units: `now_ms` is monotonic.
+    pub fn step(&mut self, now_ms: u64, is_urgent: bool) -> Next {
+        match self.try_step(now_ms, is_urgent) {
+            Ok(next) => {
+                if self.failures > 0 {
+                    self.failures = 0;
+                    self.shard_status().set_error(None);
+                }
+                next
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Backs off, and reads again from what the database has.
+    fn failed(&mut self, error: &Failure) -> Next {
+        self.shard_status().retries.fetch_add(1, Ordering::Relaxed);
+        let text = error.to_string();
+        if self.shard_status().last_error().as_deref() != Some(&text) {
+            tracing::warn!(database_shard = self.shard.get(), error = text, "persist is held up");
+        }
+        self.shard_status().set_error(Some(text));
+        self.resync();
+        let pause = BACKOFF_MS.0 << self.failures.min(16);
+        self.failures += 1;
+        Next::AfterMs(pause.min(BACKOFF_MS.1))
+    }
+
+    /// Has the log send everything again that the database does not have.
+    fn resync(&mut self) {
+        for (stream, watermark) in &self.committed {
+            if !self.halted.contains(stream) {
+                self.log.rewind(stream.journal, stream.partition, watermark.seq);
+            }
+        }
+    }
+
+    fn try_step(&mut self, now_ms: u64, is_urgent: bool) -> Result<Next, Failure> {
+        if self.failures > 0 {
+            // The last outcome may be unknown: what counts is what the database says.
+            self.reread()?;
+        }
+        if now_ms >= self.letters_due_ms {
+            self.letters_due_ms = now_ms + self.settings.letters_every_ms;
+            self.retry_letters()?;
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        let polled = self.log.poll(self.settings.batch, &mut batch);
+        self.batch = batch;
+        self.status.set_head(self.log.head());
+        let polled = match polled {
+            Err(LogError::Gone { first_kept, .. }) => return self.hold_gone(first_kept),
+            polled => polled?,
+        };
+        let judged = self.judge(now_ms);
+        let moves_marks = is_urgent || now_ms >= self.marked_at_ms + self.settings.mark_every_ms;
+        if !self.plan.is_empty() || (moves_marks && !judged.marks.is_empty()) {
+            self.commit_all(0..self.plan.len(), &judged.marks)?;
+            self.marked_at_ms = now_ms;
+            self.publish();
+        }
+        self.after_commit(&judged, now_ms);
+        if let Some(error) = judged.newer {
+            return Err(Failure::Newer(error));
+        }
+        Ok(match polled.caught_up {
+            false => Next::Now,
+            true if is_urgent => Next::AfterMs(self.settings.linger_ms.min(URGENT_MS)),
+            true => Next::AfterMs(self.settings.linger_ms),
+        })
+    }
+}
+
+/// What a batch holds besides the records to apply.
+#[derive(Default)]
+struct Judged {
+    /// Watermarks that marks move, once all records are applied.
+    marks: Vec<(Stream, Watermark, NodeTime)>,
+    gaps: Vec<(Stream, Seq)>,
+    alarms: Vec<(Stream, Alarm)>,
+    /// A record that only a newer program can read: everything from it on waits.
+    newer: Option<RecordError>,
+}
+
+/// Why a step did not get through.
+#[derive(thiserror::Error, Debug)]
+enum Failure {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Newer(RecordError),
+}
+
+impl<L: Log, S: Store> ShardWriter<L, S> {
+    /// Judges the batch by the gap rule, and fills the plan with what is to be applied.
+    fn judge(&mut self, now_ms: u64) -> Judged {
+        let mut judged = Judged::default();
+        let mut pending: HashMap<Stream, Watermark> = HashMap::new();
+        self.plan.clear();
+        let mut skipped = 0;
+        for (index, record) in self.batch.records.iter().enumerate() {
+            let stream = Stream { journal: record.journal, partition: record.partition };
+            if self.halted.contains(&stream) || judged.has_alarm(stream) {
+                continue;
+            }
+            let watermark = pending
+                .entry(stream)
+                .or_insert_with(|| self.committed.get(&stream).copied().unwrap_or_default());
+            match watermark.judge(record.step()) {
+                Verdict::Apply(after) => {
+                    match plan(&self.batch, index, stream, after) {
+                        Ok(planned) => self.plan.push(planned),
+                        Err(newer) => {
+                            judged.newer = Some(newer);
+                            break;
+                        }
+                    }
+                    *watermark = after;
+                }
+                Verdict::Skip => skipped += 1,
+                Verdict::Gap { rewind_to } => judged.gap(stream, rewind_to),
+                Verdict::Alarm(alarm) => judged.alarms.push((stream, alarm)),
+            }
+        }
+        self.shard_status().skipped.fetch_add(skipped, Ordering::Relaxed);
+        if judged.newer.is_some() {
+            return judged;
+        }
+        for mark in &self.batch.marks {
+            let stream = Stream { journal: mark.journal, partition: mark.partition };
+            if self.halted.contains(&stream) || judged.has_alarm(stream) {
+                continue;
+            }
+            let watermark = pending
+                .entry(stream)
+                .or_insert_with(|| self.committed.get(&stream).copied().unwrap_or_default());
+            match watermark.judge(mark.step()) {
+                Verdict::Apply(after) => judged.marks.push((stream, after, mark.node_time)),
+                Verdict::Skip => {}
+                Verdict::Gap { rewind_to } => judged.gap(stream, rewind_to),
+                Verdict::Alarm(alarm) => judged.alarms.push((stream, alarm)),
+            }
+        }
+        judged.gaps.retain(|(stream, to)| {
+            let asked = self.rewinding.get(stream);
+            asked.is_none_or(|(seq, at)| seq != to || now_ms >= at + REWIND_AGAIN_MS)
+        });
+        judged
+    }
+
+    /// Asks for what is missing, and holds what is of another history.
+    fn after_commit(&mut self, judged: &Judged, now_ms: u64) {
+        for planned in &self.plan {
+            self.rewinding.remove(&planned.stream);
+        }
+        for (stream, to) in &judged.gaps {
+            self.rewinding.insert(*stream, (*to, now_ms));
+            self.ask_rewind(*stream, *to, "records are missing");
+        }
+        for (stream, alarm) in &judged.alarms {
+            self.halt(*stream, alarm);
+        }
+        if judged.newer.is_some() {
+            self.resync();
+        }
+    }
+
+    fn ask_rewind(&mut self, stream: Stream, to: Seq, reason: &str) {
+        self.shard_status().rewinds.fetch_add(1, Ordering::Relaxed);
+        // The request's row is for the other end of a log between two processes; here the log
+        // hears it at once, so a database that cannot be written now does not matter.
+        if let Err(error) = self.store.ask_rewind(stream, to, reason) {
+            tracing::warn!(%error, "a rewind request was not stored");
+        }
+        self.log.rewind(stream.journal, stream.partition, to);
+    }
+
+    fn halt(&mut self, stream: Stream, alarm: &Alarm) {
+        tracing::error!(
+            database_shard = self.shard.get(),
+            partition = stream.partition.get(),
+            "persist holds this partition: {alarm}"
+        );
+        self.shard_status().alarm(alarm);
+        self.halted.insert(stream);
+        self.log.hold_back(stream.journal, stream.partition);
+    }
+
+    /// The journal begins behind some watermarks: those streams are held, the others go on.
+    fn hold_gone(&mut self, first_kept: Seq) -> Result<Next, Failure> {
+        let gone = |w: &Watermark| w.seq.next() < first_kept;
+        let streams: Vec<_> = self
+            .streams()
+            .into_iter()
+            .filter(|(s, w)| gone(w) && !self.halted.contains(s))
+            .collect();
+        if streams.is_empty() {
+            let wanted = first_kept;
+            return Err(LogError::Gone { wanted, first_kept }.into());
+        }
+        for (stream, watermark) in streams {
+            self.halt(stream, &Alarm::RecordsGone { watermark, first_kept });
+        }
+        Ok(Next::Now)
+    }
+
+    /// Every stream that is read here, also those that have no watermark yet.
+    fn streams(&self) -> Vec<(Stream, Watermark)> {
+        let journals: HashSet<_> =
+            self.committed.keys().map(|s| s.journal).chain(self.log.journal()).collect();
+        let of = |journal| {
+            self.layout().partitions(self.shard).map(move |partition| Stream { journal, partition })
+        };
+        let streams = journals.into_iter().flat_map(of);
+        streams.map(|s| (s, self.committed.get(&s).copied().unwrap_or_default())).collect()
+    }
+
+    /// Takes the watermarks as the database has them, and reads on from there.
+    fn reread(&mut self) -> Result<(), StoreError> {
+        let rows = self.store.watermarks()?;
+        let found: HashMap<_, _> = rows.iter().map(|r| (r.stream, r.watermark)).collect();
+        let known: Vec<_> = self.streams();
+        for (stream, expected) in known {
+            let found = found.get(&stream).copied().unwrap_or_default();
+            if found == expected {
+                continue;
+            }
+            if let Some(alarm) = expected.judge_found(found) {
+                tracing::error!(database_shard = self.shard.get(), "{alarm}");
+                self.shard_status().alarm(&alarm);
+                self.ask_rewind(stream, found.seq, "the watermark went back");
+            }
+            self.committed.insert(stream, found);
+        }
+        self.load_parked()?;
+        self.resync();
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        for (stream, watermark) in &self.committed {
+            self.shard_status().set_persisted(stream.partition, watermark.seq);
+        }
+        self.status.notify();
+    }
+}
+
+impl Judged {
+    fn has_alarm(&self, stream: Stream) -> bool {
+        self.alarms.iter().any(|(s, _)| *s == stream)
+    }
+    fn gap(&mut self, stream: Stream, to: Seq) {
+        if !self.gaps.iter().any(|(s, _)| *s == stream) {
+            self.gaps.push((stream, to));
+        }
+    }
+}
+
+/// Decodes a record that is to be applied.
+///
+/// Errors: only a newer program can read it.
+fn plan(
+    batch: &LogBatch,
+    index: usize,
+    stream: Stream,
+    after: Watermark,
+) -> Result<Planned, RecordError> {
+    let mut bytes = batch.bytes_of(&batch.records[index]);
+    let head = RecordHead::peek(bytes)?;
+    let record = match Record::take(&mut bytes) {
+        Ok((_, record)) => Ok(record),
+        Err(newer @ (RecordError::Kind(_) | RecordError::Version { .. })) => return Err(newer),
+        Err(other) => Err(DataError::Undecodable(other.to_string())),
+    };
+    let member = record.as_ref().ok().and_then(member_of);
+    Ok(Planned { index, stream, after, slot: head.slot, member, record })
+}
+
+/// Transactions: whole, halved, one record alone.
+impl<L: Log, S: Store> ShardWriter<L, S> {
+    /// Applies a run of the plan, in as many transactions as its data needs.
+    fn commit_all(
+        &mut self,
+        run: Range<usize>,
+        marks: &[(Stream, Watermark, NodeTime)],
+    ) -> Result<(), StoreError> {
+        match self.commit(run.clone(), marks, None) {
+            Err(StoreError::Data(error)) if run.len() <= 1 => self.bury(run.start, error, marks),
+            Err(StoreError::Data(_)) => {
+                let middle = run.start + run.len() / 2;
+                self.commit_all(run.start..middle, &[])?;
+                self.commit_all(middle..run.end, marks)
+            }
+            done => done,
+        }
+    }
+
+    /// A record that does not fit: tried again, then held back with all later ones of its member.
+    fn bury(
+        &mut self,
+        index: usize,
+        mut error: DataError,
+        marks: &[(Stream, Watermark, NodeTime)],
+    ) -> Result<(), StoreError> {
+        for _ in 1..TRIES {
+            match self.commit(index..index + 1, marks, None) {
+                Err(StoreError::Data(again)) => error = again,
+                done => return done,
+            }
+        }
+        let planned = &self.plan[index];
+        let seq = self.batch.records[planned.index].seq;
+        let text = format!("record {seq} is a dead letter: {error}");
+        tracing::error!(database_shard = self.shard.get(), "{text}");
+        self.shard_status().alarm_text(text);
+        self.commit(index..index + 1, marks, Some(&error))
+    }
+
+    /// One transaction. `dead`: why the run's only record is held back.
+    fn commit(
+        &mut self,
+        run: Range<usize>,
+        marks: &[(Stream, Watermark, NodeTime)],
+        dead: Option<&DataError>,
+    ) -> Result<(), StoreError> {
+        self.effects.clear(self.shard.is_home());
+        let mut letters = Vec::new();
+        let mut moves: HashMap<Stream, WatermarkMove> = HashMap::new();
+        let committed = &self.committed;
+        let mut advance = |stream, next, at| {
+            let expected = committed.get(&stream).copied().unwrap_or_default();
+            moves.insert(stream, WatermarkMove { stream, expected, next, at });
+        };
+        for planned in &self.plan[run] {
+            let record = &self.batch.records[planned.index];
+            let bytes = self.batch.bytes_of(record);
+            if let Some(error) = dead {
+                letters.push(letter(planned, record, bytes, LetterState::Dead, error.to_string()));
+            } else if self.parked.holds(planned.slot, planned.member) {
+                let reason = "waits behind a dead letter".to_string();
+                letters.push(letter(planned, record, bytes, LetterState::Parked, reason));
+            } else {
+                let decoded = planned.record.as_ref().map_err(Clone::clone)?;
+                let at = At { journal: record.journal, seq: record.seq, slot: planned.slot };
+                self.effects.add(at, decoded, bytes)?;
+            }
+            advance(planned.stream, planned.after, record.node_time);
+        }
+        for (stream, next, at) in marks {
+            advance(*stream, *next, *at);
+        }
+        let moves: Vec<_> = moves.into_values().collect();
+        let effects = &self.effects;
+        let batch = StoreBatch { moves: &moves, effects, letters: &letters, applied: &[] };
+        self.store.apply(&batch)?;
+        self.committed.extend(moves.iter().map(|m| (m.stream, m.next)));
+        self.count(&moves, &letters);
+        for letter in letters {
+            self.parked.insert(letter.slot, letter.member);
+        }
+        Ok(())
+    }
+
+    fn count(&self, moves: &[WatermarkMove], letters: &[Letter]) {
+        let status = self.shard_status();
+        let records: u64 = self.effects.slot_sums().map(|s| s.records).sum();
+        status.batches.fetch_add(1, Ordering::Relaxed);
+        status.records.fetch_add(records, Ordering::Relaxed);
+        status.letters.fetch_add(letters.len() as u64, Ordering::Relaxed);
+        if let Some(at) = moves.iter().map(|m| m.at).max() {
+            status.set_node_time(at);
+        }
+    }
+}
+
+fn letter(
+    planned: &Planned,
+    record: &LogRecord,
+    bytes: &[u8],
+    state: LetterState,
+    reason: String,
+) -> Letter {
+    Letter {
+        stream: planned.stream,
+        incarnation: record.incarnation,
+        seq: record.seq,
+        slot: planned.slot,
+        member: planned.member,
+        at: record.node_time,
+        state,
+        reason,
+        record: bytes.to_vec(),
+    }
+}
+
+/// Dead letters.
+impl<L: Log, S: Store> ShardWriter<L, S> {
+    /// Tries every letter again, in the order of arrival; what still fails holds its member.
+    fn retry_letters(&mut self) -> Result<(), StoreError> {
+        if self.parked.is_empty() {
+            return Ok(());
+        }
+        let mut still = Parked::default();
+        let mut after = LetterId(i64::MIN);
+        loop {
+            let page = self.store.letters(after, LETTER_PAGE)?;
+            let Some((last, _)) = page.last() else { break };
+            after = *last;
+            for (id, letter) in page {
+                if still.holds(letter.slot, letter.member) {
+                    continue;
+                }
+                match self.apply_letter(id, &letter) {
+                    Ok(()) => {
+                        self.shard_status().letters.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    Err(StoreError::Data(error)) => {
+                        self.store.letter_failed(id, &error.to_string())?;
+                        still.insert(letter.slot, letter.member);
+                    }
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+        self.parked = still;
+        Ok(())
+    }
+
+    fn apply_letter(&mut self, id: LetterId, letter: &Letter) -> Result<(), StoreError> {
+        let (_, record) = Record::take(&mut &letter.record[..])
+            .map_err(|e| DataError::Undecodable(e.to_string()))?;
+        self.effects.clear(self.shard.is_home());
+        let at = At { journal: letter.stream.journal, seq: letter.seq, slot: letter.slot };
+        self.effects.add(at, &record, &letter.record)?;
+        let effects = &self.effects;
+        self.store.apply(&StoreBatch { moves: &[], effects, letters: &[], applied: &[id] })
+    }
+
+    /// Learns from the database who is parked.
+    fn load_parked(&mut self) -> Result<(), StoreError> {
+        self.parked = Parked::default();
+        let (mut after, mut count) = (LetterId(i64::MIN), 0);
+        loop {
+            let page = self.store.letters(after, LETTER_PAGE)?;
+            let Some((last, _)) = page.last() else { break };
+            after = *last;
+            count += page.len() as u64;
+            for (_, letter) in page {
+                self.parked.insert(letter.slot, letter.member);
+            }
+        }
+        self.shard_status().letters.store(count, Ordering::Relaxed);
+        Ok(())
+    }
+}
