@@ -1,6 +1,9 @@
 //! Onrush: a flash-sale redemption engine for loyalty-points malls.
 
+pub mod clock;
 pub mod config;
+pub mod crash;
+pub mod journal;
 pub mod kernel;
 pub mod persist;
 pub mod ship;

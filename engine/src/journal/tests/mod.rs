@@ -1,0 +1,3 @@
+//! Tests of the journal as a whole; those of one file stand in that file.
+
+mod basic;
