@@ -36,6 +36,8 @@ crash_points! {
     JournalBeforeCompletions "journal-before-completions",
     /// The completions of a frame have run, and were flushed.
     JournalAfterCompletions "journal-after-completions",
+    /// A record is durable, its reply has not been handed to the door.
+    BeforeReply "before-reply",
     /// The journal turned to its next segment, and has not written there.
     JournalAfterRotation "journal-after-rotation",
     /// The closing mark is written.

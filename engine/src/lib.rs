@@ -6,5 +6,7 @@ pub mod crash;
 pub mod journal;
 pub mod kernel;
 pub mod persist;
+pub mod shard;
 pub mod ship;
+pub mod stock;
 pub mod units;

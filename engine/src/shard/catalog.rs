@@ -10,23 +10,21 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use dashmap::{DashMap, DashSet};
 use foldhash::fast::RandomState;
 
-use crate::kernel::catalog::SalePhase;
-use crate::kernel::definition::SaleDefinition;
+use crate::kernel::catalog::{ItemRule, SalePhase, SaleRule};
+use crate::kernel::definition::{SaleDefinition, ValidSale};
 use crate::kernel::record::SaleChange;
-use crate::units::{ItemIndex, MemberId, NodeTime, SaleIndex};
+use crate::units::{ItemIndex, MemberId, SaleIndex};
 
 /// A sale as the door sees it.
 pub struct SaleEntry {
     pub index: SaleIndex,
     pub first_item: ItemIndex,
-    pub definition: SaleDefinition,
-    pub opens_at: NodeTime,
-    pub closes_at: NodeTime,
+    sale: ValidSale,
     by_sku: HashMap<String, u32, RandomState>,
     /// `SalePhase` in the low bits, [`PAUSED`] above. `Relaxed`: a display and a fast refusal;
     /// what counts is each shard's own copy.
     state: AtomicU8,
-    /// Raised by every change that an answer about the sale shows; the ETag's number.
+    /// Raised by every change that an answer about the sale shows; the number in its `ETag`.
     version: AtomicU64,
     /// Members with a remembered request key in this sale. A member is put in before the answer
     /// that made the key can leave, so absence is certain for a key that was ever answered.
@@ -35,28 +33,40 @@ pub struct SaleEntry {
 
 const PAUSED: u8 = 0x80;
 
+fn phase_of(raw: u8) -> SalePhase {
+    use SalePhase::{Ended, KeysDropped, Open, Scheduled};
+    let all = [Scheduled, Open, Ended, KeysDropped];
+    all.into_iter().find(|phase| *phase as u8 == raw).expect("only phases are stored")
+}
+
 impl SaleEntry {
     pub fn new(
         index: SaleIndex,
         first_item: ItemIndex,
-        definition: SaleDefinition,
+        sale: ValidSale,
         phase: SalePhase,
         paused: bool,
     ) -> Self {
-        let by_sku =
-            definition.items.iter().zip(0u32..).map(|(item, at)| (item.sku.clone(), at)).collect();
-        let (opens_at, closes_at) = (definition.opens_at(), definition.closes_at());
+        let items = sale.definition().items.iter().zip(0u32..);
+        let by_sku = items.map(|(item, at)| (item.sku.clone(), at)).collect();
         Self {
             index,
             first_item,
-            definition,
-            opens_at,
-            closes_at,
+            sale,
             by_sku,
             state: AtomicU8::new(phase as u8 | if paused { PAUSED } else { 0 }),
             version: AtomicU64::new(1),
             keyed: DashSet::default(),
         }
+    }
+
+    pub fn definition(&self) -> &SaleDefinition {
+        self.sale.definition()
+    }
+
+    /// What a shard's catalog needs to know, as the sale stands now.
+    pub fn rules(&self) -> (SaleRule, Vec<ItemRule>) {
+        self.sale.rules(self.index, self.phase(), self.is_paused())
     }
 
     /// The item's number, or `None` for a SKU that is not in this sale.
@@ -67,17 +77,16 @@ impl SaleEntry {
     /// Numbers of the sale's items, in the definition's order.
     pub fn items(&self) -> impl Iterator<Item = ItemIndex> + use<> {
         let first = self.first_item.get();
-        (first..first + self.definition.items.len() as u32).map(ItemIndex::new)
+        (first..first + self.definition().items.len() as u32).map(ItemIndex::new)
     }
 
     /// The SKU of one of this sale's items.
     pub fn sku(&self, item: ItemIndex) -> &str {
-        &self.definition.items[(item.get() - self.first_item.get()) as usize].sku
+        &self.definition().items[(item.get() - self.first_item.get()) as usize].sku
     }
 
     pub fn phase(&self) -> SalePhase {
-        SalePhase::from_u8(self.state.load(Ordering::Relaxed) & !PAUSED)
-            .expect("only phases are stored")
+        phase_of(self.state.load(Ordering::Relaxed) & !PAUSED)
     }
 
     pub fn is_paused(&self) -> bool {
@@ -129,37 +138,37 @@ impl SaleEntry {
 /// All sales of the node.
 #[derive(Default)]
 pub struct CatalogView {
-    by_id: DashMap<String, Arc<SaleEntry>, RandomState>,
-    by_index: DashMap<u32, Arc<SaleEntry>, RandomState>,
-    by_item: DashMap<u32, Arc<SaleEntry>, RandomState>,
+    sales: DashMap<String, Arc<SaleEntry>, RandomState>,
+    numbered: DashMap<u32, Arc<SaleEntry>, RandomState>,
+    items: DashMap<u32, Arc<SaleEntry>, RandomState>,
 }
 
 impl CatalogView {
     /// Thread: control and start.
     pub fn insert(&self, sale: &Arc<SaleEntry>) {
         for item in sale.items() {
-            self.by_item.insert(item.get(), Arc::clone(sale));
+            self.items.insert(item.get(), Arc::clone(sale));
         }
-        self.by_index.insert(sale.index.get(), Arc::clone(sale));
-        self.by_id.insert(sale.definition.id.clone(), Arc::clone(sale));
+        self.numbered.insert(sale.index.get(), Arc::clone(sale));
+        self.sales.insert(sale.definition().id.clone(), Arc::clone(sale));
     }
 
     pub fn sale(&self, id: &str) -> Option<Arc<SaleEntry>> {
-        self.by_id.get(id).map(|sale| Arc::clone(&sale))
+        self.sales.get(id).map(|sale| Arc::clone(&sale))
     }
 
     pub fn by_index(&self, sale: SaleIndex) -> Option<Arc<SaleEntry>> {
-        self.by_index.get(&sale.get()).map(|sale| Arc::clone(&sale))
+        self.numbered.get(&sale.get()).map(|sale| Arc::clone(&sale))
     }
 
     /// The sale that an item belongs to.
     pub fn sale_of(&self, item: ItemIndex) -> Option<Arc<SaleEntry>> {
-        self.by_item.get(&item.get()).map(|sale| Arc::clone(&sale))
+        self.items.get(&item.get()).map(|sale| Arc::clone(&sale))
     }
 
     /// All sales, in the order of their definition.
     pub fn sales(&self) -> Vec<Arc<SaleEntry>> {
-        let mut sales: Vec<_> = self.by_index.iter().map(|sale| Arc::clone(&sale)).collect();
+        let mut sales: Vec<_> = self.numbered.iter().map(|sale| Arc::clone(&sale)).collect();
         sales.sort_by_key(|sale| sale.index);
         sales
     }

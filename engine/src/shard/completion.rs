@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use super::port::{PortShared, ReplyTo};
-use crate::crash::{CrashPoint, crash_point};
-use crate::journal::CompletionSink;
+use crate::crash::CrashPoint;
+use crate::crash_point;
+use crate::journal::driver::CompletionSink;
 use crate::kernel::command::Outcome;
 use crate::stock::line::StockLines;
 use crate::units::{ItemIndex, Quantity, Seq};
@@ -55,7 +56,7 @@ impl CompletionSink for Completions {
             self.stock.line(item).give_back(u64::from(quantity.get()));
         }
         if let Some((to, outcome)) = item.reply {
-            crash_point(CrashPoint::BeforeReply);
+            crash_point!(CrashPoint::BeforeReply);
             self.ports[usize::from(to.port)].reply(to.ticket, outcome);
             self.is_port_dirty[usize::from(to.port)] = true;
         }

@@ -1,6 +1,6 @@
 //! The running core as the rest of the node holds it.
 
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::oneshot;

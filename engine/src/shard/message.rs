@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::catalog::SaleEntry;
 use crate::kernel::record::SaleChange;
-use crate::kernel::state::SlotTotals;
+use crate::kernel::slot::SlotTotals;
 use crate::units::{SaleIndex, Seq, Slot};
 
 /// Called on the journal's thread once everything that the shard did before it is durable.
@@ -21,6 +22,38 @@ pub struct SlotReport {
     pub bytes: Vec<u8>,
 }
 
+/// One who wants every slot reported. Reports under way are bounded by credits, so that a slow
+/// visitor costs memory for a few slots, and neither a shard nor the journal waits for it.
+pub struct Visitor {
+    pub with_bytes: bool,
+    /// `AcqRel` against itself: a credit given back is the report's memory given back.
+    credits: AtomicUsize,
+    /// Called on the journal's thread: must not wait.
+    report: Box<dyn Fn(SlotReport) + Send + Sync>,
+}
+
+impl Visitor {
+    pub fn new(
+        with_bytes: bool,
+        credits: usize,
+        report: impl Fn(SlotReport) + Send + Sync + 'static,
+    ) -> Self {
+        Self { with_bytes, credits: AtomicUsize::new(credits), report: Box::new(report) }
+    }
+    /// Gives a report's credit back, once its memory is free.
+    pub fn give_credit(&self) {
+        self.credits.fetch_add(1, Ordering::AcqRel);
+    }
+    pub fn take_credit(&self) -> bool {
+        let taken =
+            self.credits.try_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
+        taken.is_ok()
+    }
+    pub fn report(&self, report: SlotReport) {
+        (self.report)(report);
+    }
+}
+
 /// What a shard is told.
 pub enum Message {
     /// A sale and its items are known from here on.
@@ -30,7 +63,7 @@ pub enum Message {
     /// Forget the keys of a sale, one slot between two batches.
     DropKeys(SaleIndex, Acknowledge),
     /// Report every slot, one between two batches; with its bytes for a snapshot.
-    Visit { with_bytes: bool, visit: Arc<dyn Fn(SlotReport) + Send + Sync> },
+    Visit(Arc<Visitor>),
     /// Finish what is in the inbox, then end.
     Stop,
 }
@@ -41,7 +74,7 @@ impl fmt::Debug for Message {
             Self::Define(..) => "Define",
             Self::Change(..) => "Change",
             Self::DropKeys(..) => "DropKeys",
-            Self::Visit { .. } => "Visit",
+            Self::Visit(..) => "Visit",
             Self::Stop => "Stop",
         })
     }

@@ -11,3 +11,5 @@ pub mod gate;
 pub mod inbox;
 pub mod message;
 pub mod port;
+pub mod recover;
+pub mod snapshotter;

@@ -1,0 +1,242 @@
+//! The `onrush` command: what it takes, and what each part runs.
+//!
+//! Exit codes: 0 done, 1 something does not hold, 2 could not start, look or reach.
+
+mod admin;
+mod audit;
+mod import;
+mod journal;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::app;
+use crate::config::{Config, Overrides};
+use crate::crash;
+use crate::telemetry;
+
+/// A flash-sale redemption engine for loyalty-points malls
+#[derive(Parser)]
+#[command(name = "onrush", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  onrush serve                                   a node on the embedded parts, data in ./data
+  onrush import members members.csv              accounts and their opening points
+  onrush import sale config/sales/demo.toml      a sale and its items
+  onrush audit --data ./data                     does everything add up? (node stopped)
+  onrush audit --admin http://127.0.0.1:8081     the same, of a running node")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a node
+    #[command(after_help = "Examples:
+  onrush serve
+  onrush serve --data /srv/onrush --listen 127.0.0.1:8080 --admin 127.0.0.1:8081
+  onrush serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 --ready-file /run/onrush.addr")]
+    Serve(ServeArgs),
+    /// Bring members or a sale into a running node
+    #[command(subcommand)]
+    Import(ImportCommand),
+    /// Check that everything adds up: journal, state and database shards
+    #[command(after_help = "Exit codes: 0 all hold, 1 something does not, 2 could not look.
+
+Examples:
+  onrush audit --data ./data
+  onrush audit --admin http://127.0.0.1:8081 --json")]
+    Audit(AuditArgs),
+    /// Look into a data folder's journal
+    #[command(subcommand)]
+    Journal(JournalCommand),
+    /// Check or print the settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example: onrush completions bash > /etc/bash_completion.d/onrush")]
+    Completions { shell: Shell },
+    /// List the places where a test may kill the process
+    #[command(hide = true)]
+    CrashPoints,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Settings; config/onrush.toml where it is there, else built-in values
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The data folder [default: ./data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Address for members; port 0 picks one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Address for operators; port 0 picks one [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<SocketAddr>,
+    /// Write the two addresses there, a line each, once the node is ready
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+}
+
+/// Where a running node's operators' listener is.
+#[derive(Args, Clone)]
+struct AdminUrl {
+    /// The node's admin listener
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081", env = "ONRUSH_ADMIN")]
+    admin: String,
+    /// Who asks: written into the journal beside the change
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "onrush-cli")]
+    operator: String,
+}
+
+#[derive(Subcommand)]
+enum ImportCommand {
+    /// Open accounts from a CSV file (first line: member,points). Safe to run twice
+    #[command(after_help = "Examples:
+  onrush import members members.csv
+  onrush import members members.csv --skip-bad-rows --admin http://127.0.0.1:8081")]
+    Members {
+        #[arg(value_name = "FILE.csv")]
+        file: PathBuf,
+        /// Apply the good rows of a file that has bad ones too
+        #[arg(long)]
+        skip_bad_rows: bool,
+        #[command(flatten)]
+        node: AdminUrl,
+    },
+    /// Define a sale from a TOML file. Safe to run twice
+    #[command(after_help = "Example: onrush import sale config/sales/demo.toml")]
+    Sale {
+        #[arg(value_name = "FILE.toml")]
+        file: PathBuf,
+        #[command(flatten)]
+        node: AdminUrl,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct AuditTarget {
+    /// A stopped node's data folder
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A running node's admin listener
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+}
+
+#[derive(Args)]
+struct AuditArgs {
+    #[command(flatten)]
+    target: AuditTarget,
+    /// One JSON document instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum JournalCommand {
+    /// Print segments, frames and records
+    #[command(after_help = "Examples:
+  onrush journal inspect --data ./data
+  onrush journal inspect --data ./data --from 1000 --limit 20")]
+    Inspect {
+        #[arg(long, value_name = "DIR", default_value = "data")]
+        data: PathBuf,
+        /// First sequence number to print
+        #[arg(long, value_name = "SEQ", default_value_t = 1)]
+        from: u64,
+        /// Records to print at most
+        #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
+        limit: u64,
+    },
+    /// Check every frame and record, without changing anything
+    #[command(after_help = "Exit codes: 0 sound, 1 damaged, 2 could not look.
+
+Example: onrush journal verify --data ./data")]
+    Verify {
+        #[arg(long, value_name = "DIR", default_value = "data")]
+        data: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Say whether the settings are good
+    #[command(after_help = "Example: onrush config check --config config/onrush.toml")]
+    Check {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Print the settings in force, secrets masked
+    #[command(after_help = "Example: ONRUSH__SHARDS__COUNT=4 onrush config print")]
+    Print {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// Runs the command. Errors are one clear line on stderr.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("onrush: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(args) => serve(args),
+        Command::Import(ImportCommand::Members { file, skip_bad_rows, node }) => {
+            import::members(&file, skip_bad_rows, &node)
+        }
+        Command::Import(ImportCommand::Sale { file, node }) => import::sale(&file, &node),
+        Command::Audit(AuditArgs { target, json }) => match (target.data, target.admin) {
+            (Some(dir), _) => audit::offline(&dir, json),
+            (None, Some(url)) => audit::live(&url, json),
+            (None, None) => unreachable!("clap requires one of the two"),
+        },
+        Command::Journal(JournalCommand::Inspect { data, from, limit }) => {
+            journal::inspect(&data, from, limit)
+        }
+        Command::Journal(JournalCommand::Verify { data }) => journal::verify(&data),
+        Command::Config(ConfigCommand::Check { config }) => {
+            Config::load(config.as_deref(), Overrides::default())?;
+            println!("The settings are good.");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config(ConfigCommand::Print { config }) => {
+            print!("{}", Config::load(config.as_deref(), Overrides::default())?.print());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "onrush", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::CrashPoints => {
+            for point in crash::CrashPoint::ALL {
+                println!("{}", point.name());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    crash::arm_from_env().map_err(anyhow::Error::msg)?;
+    let overrides = Overrides { data: args.data, listen: args.listen, admin: args.admin };
+    let config = Config::load(args.config.as_deref(), overrides)?;
+    telemetry::logs::start();
+    app::serve(config, args.ready_file.as_deref()).context("cannot serve")
+}

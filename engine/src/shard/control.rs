@@ -1,0 +1,556 @@
+//! The control thread: the single writer for sales, stock totals and grants.
+//!
+//! ```text
+//! command ─► kernel::control decides ─► journal ─► durable ─┬► catalog, totals, grants
+//!                                                          └► every shard: Change ─► ChangeSeen
+//!                             answer ◄── all shards' records durable ◄─────────────────┘
+//! ```
+//! † Barriers: an admin call is answered when every shard has recorded the change durably. Since
+//! all of it lies in one queue and one thread, changes reach each shard in the order decided.
+//! † Units: added units enter the line only once "accepted" is durable; see `stock::lease`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use tokio::sync::oneshot;
+
+use super::catalog::{CatalogView, SaleEntry};
+use super::completion::{Completion, StockEffect};
+use super::events::{SaleEventKind, SaleEvents};
+use super::gate::Unavailable;
+use super::inbox::Inboxes;
+use super::message::{Acknowledge, Message};
+use crate::clock::NodeClock;
+use crate::journal::ring::Producer;
+use crate::kernel::catalog::SalePhase;
+use crate::kernel::control::{ControlCommand, ControlOutcome, ControlState};
+use crate::kernel::effects::Effects;
+use crate::kernel::record::{RecordHead, SaleChange};
+use crate::stock::authority::{StockAnswer, StockAsk, StockAuthority};
+use crate::stock::lease::{Lease, LeaseAction, LeaseEvent};
+use crate::stock::line::StockLines;
+use crate::units::{ItemIndex, NodeTime, Quantity, SaleIndex, Seq};
+
+/// Admin calls that may wait at once; beyond, 503.
+const COMMANDS_MAX: usize = 1024;
+/// How often the clock is looked at while no sale is about to change.
+const TICK_MAX: Duration = Duration::from_millis(200);
+
+/// The control state as it stands at `cut`, for a snapshot.
+pub struct ControlReport {
+    pub cut: Seq,
+    pub digest: u128,
+    pub bytes: Vec<u8>,
+}
+
+enum Event {
+    Command(ControlCommand, oneshot::Sender<ControlOutcome>),
+    /// Records are durable; go on here.
+    Durable(Step),
+    /// One part of a barrier is done.
+    Arrived(BarrierId),
+    Visit(Box<dyn FnOnce(ControlReport) + Send>),
+    Stop,
+}
+
+/// What comes next once records are durable.
+enum Step {
+    Answer(Reply),
+    Defined { sale: SaleIndex, reply: Reply },
+    Changed { sale: SaleIndex, change: SaleChange, reply: Option<Reply> },
+    Added { item: ItemIndex, total: u64, reply: Reply },
+    Withdrawn { item: ItemIndex, total: u64, reply: Reply },
+    Accepted { item: ItemIndex, granted: u64 },
+}
+
+struct Reply {
+    to: oneshot::Sender<ControlOutcome>,
+    outcome: ControlOutcome,
+}
+
+impl Reply {
+    fn send(self) {
+        // A caller that has gone is no error: what it asked for is done and durable.
+        let _ = self.to.send(self.outcome);
+    }
+}
+
+type BarrierId = u64;
+
+/// Parts that must arrive before an answer leaves.
+struct Barrier {
+    missing: usize,
+    reply: Option<Reply>,
+    then: AfterBarrier,
+}
+
+enum AfterBarrier {
+    Nothing,
+    Publish(Arc<SaleEntry>),
+    Announce(SaleIndex, SaleEventKind),
+    KeysDropped(SaleIndex),
+}
+
+/// How others reach the control thread.
+#[derive(Clone)]
+pub struct ControlHandle {
+    events: Sender<Event>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl ControlHandle {
+    /// Sends a command.
+    ///
+    /// Errors: too many wait already, or the node is ending; nothing has happened then.
+    pub fn send(
+        &self,
+        command: ControlCommand,
+        answer: oneshot::Sender<ControlOutcome>,
+    ) -> Result<(), Unavailable> {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= COMMANDS_MAX {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(Unavailable::Overloaded);
+        }
+        self.events.send(Event::Command(command, answer)).map_err(|_| Unavailable::Draining)
+    }
+
+    /// Asks for the state at a cut; called back on the journal's thread.
+    pub fn visit(&self, visit: impl FnOnce(ControlReport) + Send + 'static) {
+        // A control thread that has ended is asked for its state by whoever joined it.
+        let _ = self.events.send(Event::Visit(Box::new(visit)));
+    }
+
+    pub fn stop(&self) {
+        let _ = self.events.send(Event::Stop);
+    }
+}
+
+/// The control thread's own end of its queue.
+pub struct ControlQueue {
+    sender: Sender<Event>,
+    receiver: Receiver<Event>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// Makes the queue and the handle to it.
+pub fn queue() -> (ControlHandle, ControlQueue) {
+    let (sender, receiver) = unbounded();
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let handle = ControlHandle { events: sender.clone(), waiting: Arc::clone(&waiting) };
+    (handle, ControlQueue { sender, receiver, waiting })
+}
+
+/// What the control thread is made of.
+pub struct ControlParts {
+    pub state: ControlState,
+    pub queue: ControlQueue,
+    pub producer: Producer<Completion>,
+    pub authority: Box<dyn StockAuthority>,
+    pub inboxes: Arc<Inboxes>,
+    pub catalog: Arc<CatalogView>,
+    pub stock: Arc<StockLines>,
+    pub events: Arc<SaleEvents>,
+    pub clock: Arc<NodeClock>,
+    pub key_retention_ms: u64,
+    /// Sales whose keys every slot has forgotten already.
+    pub dropped: HashSet<SaleIndex>,
+}
+
+struct Control {
+    parts: ControlParts,
+    effects: Effects,
+    leases: HashMap<ItemIndex, Lease>,
+    barriers: HashMap<BarrierId, Barrier>,
+    next_barrier: BarrierId,
+    /// Barriers that wait for an item's grant to enter its line.
+    awaiting_grant: HashMap<ItemIndex, Vec<BarrierId>>,
+    /// Sales whose keys are being dropped, or are.
+    dropped: HashSet<SaleIndex>,
+}
+
+/// Runs until it is told to stop, then gives the state back.
+pub fn run(mut parts: ControlParts) -> ControlState {
+    let dropped = std::mem::take(&mut parts.dropped);
+    let mut control = Control {
+        parts,
+        effects: Effects::default(),
+        leases: HashMap::new(),
+        barriers: HashMap::new(),
+        next_barrier: 0,
+        awaiting_grant: HashMap::new(),
+        dropped,
+    };
+    control.resume_leases();
+    let mut is_stopping = false;
+    loop {
+        control.tick();
+        match control.parts.queue.receiver.recv_timeout(control.until_tick()) {
+            Ok(Event::Stop) => is_stopping = true,
+            Ok(event) => control.on(event),
+            Err(RecvTimeoutError::Timeout) if is_stopping => return control.parts.state,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => unreachable!("the queue holds a sender itself"),
+        }
+        if is_stopping && control.barriers.is_empty() && control.parts.queue.receiver.is_empty() {
+            return control.parts.state;
+        }
+    }
+}
+
+impl Control {
+    fn until_tick(&self) -> Duration {
+        let Some(at) = self.parts.state.next_tick() else { return TICK_MAX };
+        let ms = at.get().saturating_sub(self.parts.clock.now().get());
+        Duration::from_millis(ms.max(1)).min(TICK_MAX)
+    }
+
+    fn on(&mut self, event: Event) {
+        match event {
+            Event::Command(command, to) => {
+                self.parts.queue.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.command(command, to);
+            }
+            Event::Durable(step) => self.step(step),
+            Event::Arrived(barrier) => self.arrive(barrier),
+            Event::Visit(visit) => self.visit(visit),
+            Event::Stop => unreachable!("the loop takes it"),
+        }
+    }
+
+    fn command(&mut self, command: ControlCommand, to: oneshot::Sender<ControlOutcome>) {
+        let command = self.take_for_withdrawal(command);
+        let now = self.parts.clock.now();
+        self.effects.clear();
+        let outcome = self.parts.state.decide(now, &command, &mut self.effects);
+        let reply = Reply { to, outcome: outcome.clone() };
+        let step = match (outcome, &command) {
+            (ControlOutcome::Defined { sale, replayed: false }, _) => Step::Defined { sale, reply },
+            (
+                ControlOutcome::Changed { sale, changed: true },
+                ControlCommand::Change { change, .. },
+            ) => Step::Changed { sale, change: *change, reply: Some(reply) },
+            (
+                ControlOutcome::Stock { item, total, replayed: false, .. },
+                ControlCommand::AddStock { .. },
+            ) => Step::Added { item, total, reply },
+            (
+                ControlOutcome::Stock { item, total, replayed: false, quantity },
+                ControlCommand::WithdrawStock { .. },
+            ) => {
+                self.note_returned(item, u64::from(quantity.get()));
+                Step::Withdrawn { item, total, reply }
+            }
+            _ => Step::Answer(reply),
+        };
+        self.push(step);
+    }
+
+    /// A withdrawal takes what is free out of the line first, unless its key is known.
+    fn take_for_withdrawal(&self, command: ControlCommand) -> ControlCommand {
+        let ControlCommand::WithdrawStock { item, asked, key, note, .. } = command else {
+            return command;
+        };
+        let is_known = self.parts.state.stock_answer(item, false, asked, key).is_some();
+        let exists = self.parts.state.sale_of_item(item).is_some();
+        let taken = if exists && !is_known {
+            self.parts.stock.line(item).take_up_to(u64::from(asked.get()))
+        } else {
+            0
+        };
+        let taken = Quantity::new(u32::try_from(taken).expect("at most what was asked"));
+        ControlCommand::WithdrawStock { item, asked, taken, key, note }
+    }
+
+    /// Hands the effects to the journal, a record an entry, with what comes after the last.
+    fn push(&mut self, step: Step) {
+        let sender = self.parts.queue.sender.clone();
+        self.push_call(Box::new(move |_| {
+            // After a stop nobody waits for the step.
+            let _ = sender.send(Event::Durable(step));
+        }));
+    }
+
+    fn push_call(&mut self, call: Acknowledge) {
+        let records = std::mem::take(&mut self.effects.records);
+        let mut rest = &records[..];
+        while !rest.is_empty() {
+            let head = RecordHead::peek(rest).expect("the kernel wrote it");
+            let (record, behind) = rest.split_at(head.length);
+            push_waiting(&mut self.parts.producer, record, 1, Completion::default());
+            rest = behind;
+        }
+        for &(item, quantity) in &self.effects.given_back {
+            let stock = StockEffect { given_back: Some((item, quantity)), confirmed: None };
+            let completion = Completion { stock, ..Completion::default() };
+            push_waiting(&mut self.parts.producer, &[], 0, completion);
+        }
+        let completion = Completion { call: Some(call), ..Completion::default() };
+        push_waiting(&mut self.parts.producer, &[], 0, completion);
+        self.parts.producer.wake();
+        self.effects.records = records;
+        self.effects.clear();
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Answer(reply) => reply.send(),
+            Step::Defined { sale, reply } => self.defined(sale, reply),
+            Step::Changed { sale, change, reply } => self.changed(sale, change, reply),
+            Step::Added { item, total, reply } => {
+                self.parts.stock.set_total(item, total);
+                let barrier = self.barrier(1, Some(reply), self.stock_event(item));
+                self.grant(item, total, barrier);
+            }
+            Step::Withdrawn { item, total, reply } => {
+                let returned = self.lease(item).returned();
+                self.lease_event(item, LeaseEvent::ReturnDurable { returned });
+                self.parts.authority.ask(StockAsk::Total { item, total });
+                self.parts.stock.set_total(item, total);
+                let barrier = self.barrier(1, Some(reply), self.stock_event(item));
+                self.arrive(barrier);
+            }
+            Step::Accepted { item, granted } => {
+                self.lease_event(item, LeaseEvent::AcceptDurable { granted });
+                for barrier in self.awaiting_grant.remove(&item).unwrap_or_default() {
+                    self.arrive(barrier);
+                }
+            }
+        }
+    }
+
+    fn defined(&mut self, index: SaleIndex, reply: Reply) {
+        let known = self.parts.state.sale(index).expect("it was just defined");
+        let entry = Arc::new(SaleEntry::new(
+            index,
+            known.first_item,
+            known.sale.as_ref().clone(),
+            known.phase,
+            known.paused,
+        ));
+        let items: Vec<ItemIndex> = entry.items().collect();
+        let parts = self.parts.inboxes.shard_count() + items.len();
+        let barrier = self.barrier(parts, Some(reply), AfterBarrier::Publish(Arc::clone(&entry)));
+        for inbox in self.parts.inboxes.iter() {
+            inbox.send(Message::Define(Arc::clone(&entry), self.acknowledge(barrier)));
+        }
+        for item in items {
+            let total = self.parts.state.items()[item.get() as usize].total;
+            self.parts.stock.set_total(item, total);
+            self.grant(item, total, barrier);
+        }
+    }
+
+    fn changed(&mut self, sale: SaleIndex, change: SaleChange, reply: Option<Reply>) {
+        if let Some(entry) = self.parts.catalog.by_index(sale) {
+            entry.change(change);
+        }
+        let kind = match change {
+            SaleChange::Opened => SaleEventKind::Opened,
+            SaleChange::Paused => SaleEventKind::Paused,
+            SaleChange::Resumed => SaleEventKind::Resumed,
+            SaleChange::Ended => SaleEventKind::Closed,
+        };
+        let shards = self.parts.inboxes.shard_count();
+        let barrier = self.barrier(shards, reply, AfterBarrier::Announce(sale, kind));
+        for inbox in self.parts.inboxes.iter() {
+            inbox.send(Message::Change(sale, change, self.acknowledge(barrier)));
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.parts.clock.now();
+        if self.parts.state.next_tick().is_some_and(|at| at <= now) {
+            self.effects.clear();
+            for (sale, change) in self.parts.state.tick(now, &mut self.effects) {
+                // The first push carries the records of all.
+                self.push(Step::Changed { sale, change, reply: None });
+            }
+        }
+        self.drop_old_keys(now);
+        self.drain_answers();
+    }
+
+    /// † Keys: a stated time after the sale's end every slot forgets them, by a record.
+    fn drop_old_keys(&mut self, now: NodeTime) {
+        let due: Vec<SaleIndex> = (0u32..)
+            .map(SaleIndex::new)
+            .zip(self.parts.state.sales())
+            .filter(|(sale, known)| {
+                known.phase >= SalePhase::Ended
+                    && known.ended_at.plus_ms(self.parts.key_retention_ms) <= now
+                    && !self.dropped.contains(sale)
+            })
+            .map(|(sale, _)| sale)
+            .collect();
+        for sale in due {
+            self.dropped.insert(sale);
+            let shards = self.parts.inboxes.shard_count();
+            let barrier = self.barrier(shards, None, AfterBarrier::KeysDropped(sale));
+            for inbox in self.parts.inboxes.iter() {
+                inbox.send(Message::DropKeys(sale, self.acknowledge(barrier)));
+            }
+        }
+    }
+
+    fn keys_dropped(&mut self, sale: SaleIndex) {
+        if let Some(entry) = self.parts.catalog.by_index(sale) {
+            entry.keys_dropped();
+        }
+    }
+
+    fn visit(&mut self, visit: Box<dyn FnOnce(ControlReport) + Send>) {
+        let mut bytes = Vec::new();
+        self.parts.state.encode(&mut bytes);
+        let digest = self.parts.state.digest();
+        self.effects.clear();
+        self.push_call(Box::new(move |cut| visit(ControlReport { cut, digest, bytes })));
+    }
+
+    // Leases.
+
+    fn lease(&mut self, item: ItemIndex) -> &mut Lease {
+        self.leases.entry(item).or_default()
+    }
+
+    /// At the start: what the authority granted beyond what was accepted is accepted now, and
+    /// units that lie in the pool are asked for.
+    fn resume_leases(&mut self) {
+        let items: Vec<_> =
+            (0u32..).map(ItemIndex::new).zip(self.parts.state.items().iter().copied()).collect();
+        for (item, stock) in items {
+            let (lease, actions) = Lease::resume(stock.granted, stock.returned);
+            self.leases.insert(item, lease);
+            for action in actions {
+                self.act(item, action);
+            }
+            self.drain_answers();
+            self.lease_event(item, LeaseEvent::Want { want: self.parts.authority.pool_hint(item) });
+            self.drain_answers();
+        }
+    }
+
+    fn grant(&mut self, item: ItemIndex, total: u64, barrier: BarrierId) {
+        self.parts.authority.ask(StockAsk::Total { item, total });
+        let want = self.parts.authority.pool_hint(item);
+        if want == 0 {
+            self.arrive(barrier);
+            return;
+        }
+        self.awaiting_grant.entry(item).or_default().push(barrier);
+        self.lease_event(item, LeaseEvent::Want { want });
+        self.drain_answers();
+    }
+
+    fn drain_answers(&mut self) {
+        while let Some(StockAnswer::Granted { item, granted }) = self.parts.authority.answer() {
+            self.lease_event(item, LeaseEvent::Granted { granted });
+        }
+    }
+
+    fn note_returned(&mut self, item: ItemIndex, quantity: u64) {
+        // The record is written by the withdrawal itself, in the same decision.
+        let recorded = self.parts.state.items()[item.get() as usize].returned;
+        if let Some(LeaseAction::RecordReturned { returned }) =
+            self.lease(item).on(LeaseEvent::Taken { quantity })
+        {
+            assert_eq!(returned, recorded, "lease and record count the same units");
+        }
+    }
+
+    fn lease_event(&mut self, item: ItemIndex, event: LeaseEvent) {
+        if let Some(action) = self.lease(item).on(event) {
+            self.act(item, action);
+        }
+    }
+
+    fn act(&mut self, item: ItemIndex, action: LeaseAction) {
+        match action {
+            LeaseAction::Ask { from, up_to } => {
+                self.parts.authority.ask(StockAsk::Grant { item, from, up_to });
+            }
+            LeaseAction::RecordGranted { granted } => {
+                let now = self.parts.clock.now();
+                let command = ControlCommand::GrantAccepted { item, granted, epoch: 0 };
+                self.effects.clear();
+                let outcome = self.parts.state.decide(now, &command, &mut self.effects);
+                assert!(
+                    matches!(outcome, ControlOutcome::Lease { granted: g, .. } if g == granted),
+                    "a grant within the total is accepted"
+                );
+                // The lease lets the units in, by `Enter`.
+                self.effects.given_back.clear();
+                self.push(Step::Accepted { item, granted });
+            }
+            LeaseAction::Enter { quantity } => self.parts.stock.line(item).give_back(quantity),
+            LeaseAction::RecordReturned { .. } => {
+                unreachable!("only a withdrawal returns units here, and records it itself")
+            }
+            LeaseAction::Tell { returned } => {
+                self.parts.authority.ask(StockAsk::Return { item, returned });
+            }
+        }
+    }
+
+    // Barriers.
+
+    fn barrier(&mut self, missing: usize, reply: Option<Reply>, then: AfterBarrier) -> BarrierId {
+        let id = self.next_barrier;
+        self.next_barrier += 1;
+        self.barriers.insert(id, Barrier { missing, reply, then });
+        id
+    }
+
+    fn acknowledge(&self, barrier: BarrierId) -> Acknowledge {
+        let sender = self.parts.queue.sender.clone();
+        Box::new(move |_| {
+            let _ = sender.send(Event::Arrived(barrier));
+        })
+    }
+
+    fn arrive(&mut self, id: BarrierId) {
+        let barrier = self.barriers.get_mut(&id).expect("a barrier ends with its last part");
+        barrier.missing -= 1;
+        if barrier.missing > 0 {
+            return;
+        }
+        let Barrier { reply, then, .. } = self.barriers.remove(&id).expect("just seen");
+        match then {
+            AfterBarrier::Nothing => {}
+            AfterBarrier::Publish(entry) => self.parts.catalog.insert(&entry),
+            AfterBarrier::Announce(sale, kind) => {
+                if let Some(entry) = self.parts.catalog.by_index(sale) {
+                    entry.touch();
+                }
+                self.parts.events.publish(sale, self.parts.clock.now(), kind);
+            }
+            AfterBarrier::KeysDropped(sale) => self.keys_dropped(sale),
+        }
+        if let Some(reply) = reply {
+            reply.send();
+        }
+    }
+
+    fn stock_event(&self, item: ItemIndex) -> AfterBarrier {
+        match self.parts.state.sale_of_item(item) {
+            Some(sale) => AfterBarrier::Announce(sale, SaleEventKind::StockChanged(item)),
+            None => AfterBarrier::Nothing,
+        }
+    }
+}
+
+/// Pushes, waiting for room: the control thread may wait for the journal, no decision does.
+fn push_waiting(
+    producer: &mut Producer<Completion>,
+    records: &[u8],
+    count: u32,
+    mut completion: Completion,
+) {
+    while let Err(full) = producer.try_push(records, count, completion) {
+        completion = full.0;
+        producer.wake();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,5 +1,0 @@
-//! What a run prints and keeps.
-
-pub mod summary;
-pub mod text;
-pub mod verdict;
