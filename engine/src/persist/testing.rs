@@ -127,7 +127,10 @@ impl Generator {
         }
         if die < 3 {
             let sale = SaleIndex::new(0);
-            return (slot, KeysDropped { sale, at }.into());
+            return (
+                slot,
+                KeysDropped { sale, first_item: ItemIndex::new(0), item_count: 1, at }.into(),
+            );
         }
         let quantity = self.rng.random_range(1..4u32);
         let points = u64::from(quantity) * 100;

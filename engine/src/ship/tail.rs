@@ -206,7 +206,16 @@ mod tests {
             let change = SaleChange::Opened;
             return (CONTROL, ChangeSeen { shard: 0, sale, change, at: at(number) }.into());
         }
-        (Slot::new(u16::from(partition) * 128), KeysDropped { sale, at: at(number) }.into())
+        (
+            Slot::new(u16::from(partition) * 128),
+            KeysDropped {
+                sale,
+                first_item: crate::units::ItemIndex::new(0),
+                item_count: 1,
+                at: at(number),
+            }
+            .into(),
+        )
     }
     /// Frames of `sizes`, over partitions in turn.
     fn journal(sizes: &[u64], partitions: &[u8]) -> MemoryFrames {
