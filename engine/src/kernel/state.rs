@@ -62,7 +62,8 @@ impl ShardState {
         }
     }
 
-    /// Takes a slot over, empty or recovered. The catalog comes first.
+    /// Takes a slot over, empty or recovered. The catalog comes first. The caller marks sales that
+    /// any slot has dropped ([`SlotState::dropped_sales`]) in the catalogs of all shards.
     ///
     /// Panics: the slot is owned already, or is another one.
     pub fn adopt_slot(&mut self, slot: Slot, state: SlotState) {

@@ -1,0 +1,4 @@
+//! The engine's integration tests, in one binary. Modules named `e2e_*` drive the real node over
+//! real sockets; `scripts/test quick` leaves the slow ones out.
+
+mod kernel_model;
