@@ -1,5 +1,6 @@
 //! The embedded default: the node's own journal as the log, `SQLite` files as database shards.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,9 +8,10 @@ use thiserror::Error;
 
 use super::sqlite::{self, SqliteStore};
 use super::status::PersistStatus;
-use super::store::{Store, StoreError};
+use super::store::{Store, StoreError, Stream};
 use super::writer::{ShardWriter, WriterSettings};
 use crate::ship::frames::FrameSource;
+use crate::ship::gap::Watermark;
 use crate::ship::log::LogError;
 use crate::ship::partition::DatabaseShard;
 use crate::ship::tail::JournalLog;
@@ -42,27 +44,33 @@ pub fn open<F: FrameSource>(
     status: &Arc<PersistStatus>,
     mut source: impl FnMut() -> Result<F, LogError>,
 ) -> Result<Vec<EmbeddedWriter<F>>, OpenError> {
-    let layout = status.layout();
-    let mut writers = Vec::new();
-    for mut store in sqlite::open_all(folder, layout)? {
-        let shard = store.shard();
-        let failed = |source| OpenError::Store { shard, source };
-        let source = source()?;
-        let expected = source.head().journal;
-        for row in store.watermarks().map_err(failed)? {
-            let found = row.stream.journal;
-            if found != expected {
-                return Err(OpenError::OtherJournal { shard, found, expected });
-            }
+    let stores = sqlite::open_all(folder, status.layout())?;
+    stores.into_iter().map(|store| writer(store, source()?, settings, status)).collect()
+}
+
+/// One database shard's writer, from its watermarks on.
+pub fn writer<F: FrameSource, S: Store>(
+    mut store: S,
+    source: F,
+    settings: WriterSettings,
+    status: &Arc<PersistStatus>,
+) -> Result<ShardWriter<JournalLog<F>, S>, OpenError> {
+    let shard = store.shard();
+    let failed = |source| OpenError::Store { shard, source };
+    let expected = source.head().journal;
+    for row in store.watermarks().map_err(failed)? {
+        let found = row.stream.journal;
+        if found != expected {
+            return Err(OpenError::OtherJournal { shard, found, expected });
         }
-        let writer = ShardWriter::open(store, settings, status.clone(), |stored| {
-            let watermark = |partition| {
-                let stream = super::store::Stream { journal: expected, partition };
-                (partition, stored.get(&stream).copied().unwrap_or_default().seq)
-            };
-            JournalLog::new(source, layout.partitions(shard).map(watermark))
-        });
-        writers.push(writer.map_err(failed)?);
     }
-    Ok(writers)
+    let layout = status.layout();
+    let open_log = |stored: &HashMap<Stream, Watermark>| {
+        let watermark = |partition| {
+            let stream = Stream { journal: expected, partition };
+            (partition, stored.get(&stream).copied().unwrap_or_default().seq)
+        };
+        JournalLog::new(source, layout.partitions(shard).map(watermark))
+    };
+    ShardWriter::open(store, settings, status.clone(), open_log).map_err(failed)
 }

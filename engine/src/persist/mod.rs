@@ -13,6 +13,9 @@ pub mod rows;
 pub mod sqlite;
 pub mod status;
 pub mod store;
+pub mod writer;
+
 #[cfg(test)]
 mod testing;
-pub mod writer;
+#[cfg(test)]
+mod tests;

@@ -57,7 +57,8 @@ impl Generator {
     fn define_sale(&mut self) {
         let items: Vec<_> = (0..ITEMS)
             .map(|i| {
-                format!(r#"{{"sku":"SKU-{i}","name":"Thing {i}","points":100,"stock":9,"limit_per_member":3}}"#)
+                let figures = r#""points":100,"stock":9,"limit_per_member":3"#;
+                format!(r#"{{"sku":"SKU-{i}","name":"Thing {i}",{figures}}}"#)
             })
             .collect();
         let definition =
@@ -127,10 +128,8 @@ impl Generator {
         }
         if die < 3 {
             let sale = SaleIndex::new(0);
-            return (
-                slot,
-                KeysDropped { sale, first_item: ItemIndex::new(0), item_count: 1, at }.into(),
-            );
+            let (first_item, item_count) = (ItemIndex::new(0), ITEMS);
+            return (slot, KeysDropped { sale, first_item, item_count, at }.into());
         }
         let quantity = self.rng.random_range(1..4u32);
         let points = u64::from(quantity) * 100;

@@ -162,6 +162,11 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     pub fn status(&self) -> &Arc<PersistStatus> {
         &self.status
     }
+    /// The store, for what a test wants to look at or break.
+    #[cfg(test)]
+    pub(super) fn store(&self) -> &S {
+        &self.store
+    }
     fn layout(&self) -> Layout {
         self.status.layout()
     }

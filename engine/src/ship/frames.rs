@@ -86,6 +86,10 @@ impl MemoryFrames {
         shared.frames.push((info, records));
         shared.head.seq
     }
+    /// The last durable record.
+    pub fn head_seq(&self) -> Seq {
+        self.lock().head.seq
+    }
     /// Opens the journal anew: frames from here on carry the next incarnation.
     pub fn reopen(&self) {
         let mut shared = self.lock();

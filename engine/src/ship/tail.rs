@@ -192,7 +192,7 @@ impl<F: FrameSource> Log for JournalLog<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::record::{CONTROL, ChangeSeen, KeysDropped, Record, SaleChange};
+    use crate::kernel::record::{CONTROL, ChangeSeen, Record, SaleChange};
     use crate::ship::frames::MemoryFrames;
     use crate::units::{SaleIndex, Slot};
 
@@ -201,21 +201,9 @@ mod tests {
     }
     /// A record of a partition that says its number.
     fn record(partition: u8, number: u64) -> (Slot, Record) {
-        let sale = SaleIndex::new(0);
-        if partition == 32 {
-            let change = SaleChange::Opened;
-            return (CONTROL, ChangeSeen { shard: 0, sale, change, at: at(number) }.into());
-        }
-        (
-            Slot::new(u16::from(partition) * 128),
-            KeysDropped {
-                sale,
-                first_item: crate::units::ItemIndex::new(0),
-                item_count: 1,
-                at: at(number),
-            }
-            .into(),
-        )
+        let (sale, change) = (SaleIndex::new(0), SaleChange::Opened);
+        let slot = if partition == 32 { CONTROL } else { Slot::new(u16::from(partition) * 128) };
+        (slot, ChangeSeen { shard: 0, sale, change, at: at(number) }.into())
     }
     /// Frames of `sizes`, over partitions in turn.
     fn journal(sizes: &[u64], partitions: &[u8]) -> MemoryFrames {
@@ -244,9 +232,7 @@ mod tests {
                 all.push((r.partition.get(), r.prev_seq.get(), r.seq.get()));
                 let mut bytes = batch.bytes_of(r);
                 let (_, record) = Record::take(&mut bytes).unwrap();
-                let (Record::KeysDropped(KeysDropped { at, .. })
-                | Record::ChangeSeen(ChangeSeen { at, .. })) = record
-                else {
+                let Record::ChangeSeen(ChangeSeen { at, .. }) = record else {
                     panic!("{record:?}")
                 };
                 assert_eq!(at.get() + 1, r.seq.get(), "the bytes are this record's");

@@ -1,3 +1,5 @@
+//! The schema and its versions; reads for the API.
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -53,7 +53,7 @@ impl SqliteStore {
 
     /// The connection, for what a test wants to look at or break.
     #[cfg(test)]
-    pub(super) fn connection(&self) -> &Connection {
+    pub(in crate::persist) fn connection(&self) -> &Connection {
         &self.connection
     }
 }

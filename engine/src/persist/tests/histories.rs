@@ -1,0 +1,256 @@
+//! The histories that the rules of "Ship and persist" were made from.
+
+use super::*;
+use crate::kernel::record::RecordHead;
+use crate::ship::log::{Head, Log, LogBatch, LogError, Polled};
+use crate::ship::partition::Partition;
+use crate::units::JournalId;
+
+#[test]
+fn a_restart_at_any_point_loses_and_doubles_nothing() {
+    let mut bench = Bench::new(11, 900);
+    for steps in 0..12 {
+        bench.restart(1 + steps * 7);
+        for _ in 0..steps % 3 {
+            bench.step_all();
+        }
+    }
+    bench.restart(4096);
+    bench.catch_up();
+    bench.assert_complete();
+}
+
+#[test]
+fn a_zombie_that_applies_what_another_has_applied_rolls_back_and_reads_again() {
+    let mut bench = Bench::new(12, 600);
+    let frames = bench.generator.frames.clone();
+    let mut zombies = std::mem::take(&mut bench.writers);
+    let zombie_status = bench.status.clone();
+    bench.writers = bench.writers_on(&frames, 100);
+    // They take turns, each believing to be alone.
+    for turn in 0..40 {
+        bench.step_all();
+        for zombie in &mut zombies {
+            zombie.step(1_000_000 + turn * 10_000, true);
+        }
+    }
+    bench.catch_up();
+    bench.assert_complete();
+    let retries = |s: &PersistStatus| -> u64 {
+        s.shards().map(|(_, s)| s.retries.load(Ordering::Relaxed)).sum()
+    };
+    assert!(retries(&zombie_status) + retries(&bench.status) > 0);
+    assert_eq!(bench.status.alarms(), [""; 0], "a watermark that went on is no alarm");
+}
+
+#[test]
+fn a_transaction_that_was_committed_but_reported_lost_is_not_applied_twice() {
+    let mut bench = Bench::new(13, 900);
+    for round in 0..60 {
+        let faults = &bench.faults[round % 4];
+        let counter = if round % 3 == 0 { &faults.before } else { &faults.after };
+        counter.store(1 + round as u32 % 2, Ordering::Relaxed);
+        bench.generator.write(20);
+        bench.step_all();
+    }
+    bench.catch_up();
+    bench.assert_complete();
+    assert!(bench.sum_of(|s| &s.retries) > 20);
+    assert_eq!(bench.status.alarms(), [""; 0]);
+}
+
+/// Copies a database shard as a backup does, with everything committed folded into the file.
+fn copy(bench: &Bench, shard: DatabaseShard, to: &Path) {
+    let from = super::super::sqlite::path_of(bench.path(), shard);
+    std::fs::remove_file(to).ok();
+    let connection = rusqlite::Connection::open(from).unwrap();
+    connection.execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn a_restored_backup_of_one_database_shard_is_filled_up_from_the_journal() {
+    let mut bench = Bench::new(14, 500);
+    bench.step_all();
+    let backup = bench.path().join("backup");
+    copy(&bench, shard(1), &backup);
+    bench.generator.write(500);
+    bench.catch_up();
+    bench.assert_complete();
+    bench.writers.clear();
+    let file = super::super::sqlite::path_of(bench.path(), shard(1));
+    for ending in ["-wal", "-shm"] {
+        std::fs::remove_file(format!("{}{ending}", file.display())).ok();
+    }
+    std::fs::copy(&backup, &file).unwrap();
+    bench.restart(64);
+    assert!(bench.status.persisted_through() < bench.writers[1].head_seq());
+    bench.catch_up();
+    bench.assert_complete();
+}
+
+#[test]
+fn a_watermark_that_goes_back_under_a_running_writer_is_an_alarm_and_a_rewind() {
+    let mut bench = Bench::new(15, 500);
+    bench.step_all();
+    // A replica that lagged, made the primary.
+    let replica = bench.path().join("replica");
+    std::fs::create_dir(&replica).unwrap();
+    let replica_file = super::super::sqlite::path_of(&replica, shard(2));
+    copy(&bench, shard(2), &replica_file);
+    bench.generator.write(500);
+    bench.catch_up();
+    bench.assert_complete();
+    let other = SqliteStore::open(&replica, shard(2), layout()).unwrap();
+    *bench.faults[2].swap.lock().unwrap() = Some(other);
+    bench.generator.write(100);
+    bench.catch_up();
+    let alarms = bench.status.alarms();
+    assert!(alarms[0].contains("database shard 2: the watermark was"), "{alarms:?}");
+    assert!(bench.sum_of(|s| &s.rewinds) > 0);
+    bench.writers.clear();
+    let file = super::super::sqlite::path_of(bench.path(), shard(2));
+    for ending in ["", "-wal", "-shm"] {
+        std::fs::remove_file(format!("{}{ending}", file.display())).ok();
+    }
+    copy_file_of(&replica_file, &file);
+    bench.assert_complete();
+}
+
+fn copy_file_of(from: &Path, to: &Path) {
+    let connection = rusqlite::Connection::open(from).unwrap();
+    connection.execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
+}
+
+#[test]
+fn a_journal_that_lost_its_tail_is_an_alarm_and_nothing_of_it_is_applied() {
+    let mut bench = Bench::new(16, 500);
+    let end = bench.generator.frames.head_seq();
+    bench.generator.write(300);
+    bench.catch_up();
+    let before = dump(bench.path(), layout());
+    // The data folder as it was 300 records ago, opened again, writes other records there.
+    let forked = bench.generator.frames.fork_at(end);
+    let generator = Generator::new(99, 60);
+    forked.append(crate::units::NodeTime::new(1), &generator.written);
+    bench.writers.clear();
+    bench.writers = bench.writers_on(&forked, 64);
+    for _ in 0..10 {
+        bench.step_all();
+    }
+    dump(bench.path(), layout()).assert_is(&before);
+    let alarms = bench.status.alarms();
+    for shard in 0..SHARDS {
+        let named = |a: &&String| a.contains(&format!("database shard {shard}: incarnation 2"));
+        assert!(alarms.iter().any(|a| named(&a)), "{alarms:?}");
+    }
+}
+
+#[test]
+fn records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others() {
+    let mut bench = Bench::new(17, 400);
+    for index in [0, 2, 3] {
+        while !bench.writers[index].has_stored(bench.writers[index].head_seq()) {
+            bench.step(index);
+        }
+    }
+    // Database shard 1 was set up anew, and the journal begins later.
+    bench.generator.write(400);
+    let end = bench.generator.frames.head_seq();
+    bench.generator.frames.delete_below(Seq::new(end.get() - 390));
+    bench.generator.write(50);
+    bench.restart(64);
+    for _ in 0..20 {
+        bench.step_all();
+    }
+    assert!(bench.is_done(), "but for what an alarm holds");
+    assert_eq!(bench.status.shard_through(shard(1)), Seq::NONE, "nothing was skipped");
+    let alarms = bench.status.alarms();
+    assert!(!alarms.is_empty());
+    for alarm in alarms {
+        assert!(alarm.starts_with("database shard 1: the watermark is 0"), "{alarm}");
+    }
+    for other in [0, 2, 3] {
+        assert_eq!(bench.status.shard_through(shard(other)), bench.generator.frames.head_seq());
+    }
+    assert_eq!(bench.status.persisted_through(), Seq::NONE, "so segments are kept");
+}
+
+#[test]
+fn database_files_of_another_data_folder_are_refused() {
+    let mut bench = Bench::new(18, 100);
+    bench.catch_up();
+    bench.writers.clear();
+    let other = MemoryFrames::new(JournalId::new(5));
+    let status = Arc::new(PersistStatus::new(layout()));
+    let opened =
+        embedded::open(bench.path(), WriterSettings::default(), &status, || Ok(other.clone()));
+    let error = opened.err().unwrap();
+    assert!(matches!(error, embedded::OpenError::OtherJournal { .. }), "{error}");
+}
+
+/// A log between two processes that loses records on the way, until they are asked for again.
+struct LossyLog {
+    inner: JournalLog<MemoryFrames>,
+    lose_every: u64,
+    count: u64,
+}
+
+impl Log for LossyLog {
+    fn poll(&mut self, max_records: usize, batch: &mut LogBatch) -> Result<Polled, LogError> {
+        let polled = self.inner.poll(max_records, batch)?;
+        batch.records.retain(|_| {
+            self.count += 1;
+            !self.count.is_multiple_of(self.lose_every)
+        });
+        Ok(polled)
+    }
+    fn rewind(&mut self, journal: JournalId, partition: Partition, to: Seq) {
+        self.inner.rewind(journal, partition, to);
+    }
+    fn journal(&self) -> Option<JournalId> {
+        None
+    }
+    fn head(&self) -> Head {
+        self.inner.head()
+    }
+}
+
+#[test]
+fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place() {
+    let mut bench = Bench::new(19, 600);
+    bench.writers.clear();
+    for shard in layout().shards() {
+        let store = SqliteStore::open(bench.path(), shard, layout()).unwrap();
+        let settings = WriterSettings { batch: 50, ..WriterSettings::default() };
+        let from = layout().partitions(shard).map(|p| (p, Seq::NONE));
+        let inner = JournalLog::new(bench.generator.frames.clone(), from);
+        let log = LossyLog { inner, lose_every: 9, count: 0 };
+        let mut writer = ShardWriter::open(store, settings, bench.status.clone(), |_| log).unwrap();
+        for now in 0..3_000 {
+            writer.step(now * 10_000, true);
+        }
+    }
+    let expected = fold(&bench.generator.written, u64::from(SHARDS));
+    dump(bench.path(), layout()).assert_is(&expected);
+    assert!(bench.sum_of(|s| &s.rewinds) > 10);
+    for shard in layout().shards() {
+        assert!(bench.figure(shard, "SELECT count(*) FROM rewinds") > 0);
+        assert_eq!(bench.figure(shard, "SELECT count(*) FROM rewinds WHERE is_done = 0"), 0);
+    }
+}
+
+#[test]
+fn an_idle_partition_lets_segments_go() {
+    let mut bench = Bench::new(20, 50);
+    bench.catch_up();
+    // One member alone goes on; the other partitions hear of it by marks.
+    let (slot, record) = bench.generator.written.last().cloned().unwrap();
+    let mut bytes = Vec::new();
+    record.encode(slot, &mut bytes);
+    assert!(RecordHead::peek(&bytes).is_ok());
+    let head = bench.generator.frames.head_seq();
+    bench.generator.write(1);
+    assert!(bench.status.persisted_through() <= head);
+    bench.catch_up();
+    assert_eq!(bench.status.persisted_through(), head.next());
+}

@@ -1,0 +1,200 @@
+//! Persist as a whole: random journals go through logs that lose, stores that fail and writers
+//! that die, and the database shards must end with what a naive fold of the records gives.
+
+mod faults;
+mod histories;
+mod letters;
+mod running;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tempfile::TempDir;
+
+use super::embedded;
+use super::sqlite::SqliteStore;
+use super::status::PersistStatus;
+use super::store::{Letter, LetterId, Store, StoreBatch, StoreError, Stream, WatermarkRow};
+use super::testing::{Generator, dump, fold};
+use super::writer::{ShardWriter, WriterSettings};
+use crate::ship::frames::MemoryFrames;
+use crate::ship::partition::{DatabaseShard, Layout};
+use crate::ship::tail::JournalLog;
+use crate::units::Seq;
+
+const SHARDS: u8 = 4;
+
+fn layout() -> Layout {
+    Layout::new(SHARDS).unwrap()
+}
+
+fn shard(raw: u8) -> DatabaseShard {
+    DatabaseShard::new(raw)
+}
+
+/// When a transaction is to fail: counts down to each.
+#[derive(Default)]
+struct Faults {
+    /// Fails before it begins.
+    before: AtomicU32,
+    /// Fails after it was committed: the caller does not learn that it was.
+    after: AtomicU32,
+    /// Takes this store's place at the next call.
+    swap: Mutex<Option<SqliteStore>>,
+}
+
+impl Faults {
+    fn strikes(counter: &AtomicU32) -> bool {
+        let left = counter.load(Ordering::Relaxed);
+        if left > 0 {
+            counter.store(left - 1, Ordering::Relaxed);
+        }
+        left == 1
+    }
+}
+
+/// A `SQLite` store that fails on demand.
+struct FaultyStore {
+    inner: SqliteStore,
+    faults: Arc<Faults>,
+}
+
+impl FaultyStore {
+    fn inner(&mut self) -> &mut SqliteStore {
+        if let Some(other) = self.faults.swap.lock().unwrap().take() {
+            self.inner = other;
+        }
+        &mut self.inner
+    }
+}
+
+fn lost(text: &str) -> StoreError {
+    StoreError::Unavailable(std::io::Error::other(text).into())
+}
+
+impl Store for FaultyStore {
+    fn shard(&self) -> DatabaseShard {
+        self.inner.shard()
+    }
+    fn watermarks(&mut self) -> Result<Vec<WatermarkRow>, StoreError> {
+        self.inner().watermarks()
+    }
+    fn apply(&mut self, batch: &StoreBatch<'_>) -> Result<(), StoreError> {
+        if Faults::strikes(&self.faults.before) {
+            return Err(lost("the connection broke before the transaction"));
+        }
+        self.inner().apply(batch)?;
+        if Faults::strikes(&self.faults.after) {
+            return Err(lost("the connection broke after the commit"));
+        }
+        Ok(())
+    }
+    fn ask_rewind(&mut self, stream: Stream, to: Seq, reason: &str) -> Result<(), StoreError> {
+        self.inner().ask_rewind(stream, to, reason)
+    }
+    fn letters(
+        &mut self,
+        after: LetterId,
+        limit: u32,
+    ) -> Result<Vec<(LetterId, Letter)>, StoreError> {
+        self.inner().letters(after, limit)
+    }
+    fn letter_failed(&mut self, id: LetterId, reason: &str) -> Result<(), StoreError> {
+        self.inner().letter_failed(id, reason)
+    }
+}
+
+type Writer = ShardWriter<JournalLog<MemoryFrames>, FaultyStore>;
+
+/// A data folder, its journal, and the writers that are running.
+struct Bench {
+    folder: TempDir,
+    generator: Generator,
+    status: Arc<PersistStatus>,
+    faults: Vec<Arc<Faults>>,
+    writers: Vec<Writer>,
+    now: u64,
+}
+
+impl Bench {
+    fn new(seed: u64, records: usize) -> Self {
+        let mut generator = Generator::new(seed, 60);
+        generator.write(records);
+        let mut bench = Self {
+            folder: tempfile::tempdir().unwrap(),
+            generator,
+            status: Arc::new(PersistStatus::new(layout())),
+            faults: Vec::new(),
+            writers: Vec::new(),
+            now: 0,
+        };
+        bench.restart(64);
+        bench
+    }
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+    fn writers_on(&mut self, frames: &MemoryFrames, batch: usize) -> Vec<Writer> {
+        self.status = Arc::new(PersistStatus::new(layout()));
+        self.faults = (0..SHARDS).map(|_| Arc::default()).collect();
+        let writer = |shard: DatabaseShard| {
+            let inner = SqliteStore::open(self.folder.path(), shard, layout()).unwrap();
+            // Nobody waits for another process here.
+            inner.connection().busy_timeout(std::time::Duration::ZERO).unwrap();
+            let store = FaultyStore { inner, faults: self.faults[shard.index()].clone() };
+            let settings = WriterSettings { batch, ..WriterSettings::default() };
+            embedded::writer(store, frames.clone(), settings, &self.status).unwrap()
+        };
+        layout().shards().map(writer).collect()
+    }
+    /// Drops the writers as a kill would, and opens others.
+    fn restart(&mut self, batch: usize) {
+        self.writers.clear();
+        self.writers = self.writers_on(&self.generator.frames.clone(), batch);
+    }
+    fn step(&mut self, index: usize) {
+        // Far enough apart that a pause after a failure is over.
+        self.now += 10_000;
+        self.writers[index].step(self.now, true);
+    }
+    fn step_all(&mut self) {
+        for index in 0..self.writers.len() {
+            self.step(index);
+        }
+    }
+    fn is_done(&self) -> bool {
+        self.writers.iter().all(|w| w.has_stored(w.head_seq()))
+    }
+    fn catch_up(&mut self) {
+        for _ in 0..10_000 {
+            if self.is_done() {
+                return;
+            }
+            self.step_all();
+        }
+        panic!("never caught up: {:?}", self.status.shard(shard(0)).last_error());
+    }
+    /// The database shards hold exactly what the journal says.
+    fn assert_complete(&self) {
+        let expected = fold(&self.generator.written, u64::from(SHARDS));
+        dump(self.path(), layout()).assert_is(&expected);
+        assert_eq!(self.status.letters(), 0);
+    }
+    fn sum_of(
+        &self,
+        figure: impl Fn(&super::status::ShardStatus) -> &std::sync::atomic::AtomicU64,
+    ) -> u64 {
+        self.status.shards().map(|(_, s)| figure(s).load(Ordering::Relaxed)).sum()
+    }
+    /// Runs SQL on one database shard, as an operator would.
+    fn execute(&self, shard: DatabaseShard, sql: &str) {
+        let path = super::sqlite::path_of(self.path(), shard);
+        rusqlite::Connection::open(path).unwrap().execute_batch(sql).unwrap();
+    }
+    fn figure(&self, shard: DatabaseShard, sql: &str) -> i64 {
+        let path = super::sqlite::path_of(self.path(), shard);
+        let connection = rusqlite::Connection::open(path).unwrap();
+        connection.query_row(sql, [], |r| r.get(0)).unwrap()
+    }
+}

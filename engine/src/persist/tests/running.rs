@@ -1,0 +1,69 @@
+//! The threads: they catch up, wake those who wait, and end when told.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use super::*;
+use crate::persist::driver::{NowMs, Persist};
+use crate::persist::status::Lag;
+
+/// A clock that runs a millisecond further at each look.
+fn ticking() -> NowMs {
+    let ticks = AtomicU64::new(0);
+    Arc::new(move || ticks.fetch_add(1, Ordering::Relaxed))
+}
+
+fn start(bench: &mut Bench, threads: usize) -> Persist {
+    let writers = std::mem::take(&mut bench.writers);
+    Persist::start(writers, bench.status.clone(), threads, &ticking()).unwrap()
+}
+
+#[test]
+fn waiters_are_woken_once_everything_up_to_there_is_stored() {
+    let mut bench = Bench::new(51, 400);
+    let persist = start(&mut bench, 1);
+    for _ in 0..5 {
+        bench.generator.write(100);
+        let head = bench.generator.frames.head_seq();
+        assert!(bench.status.wait_persisted(head, Duration::from_secs(30)));
+        assert!(bench.status.persisted_through() >= head);
+    }
+    assert_eq!(bench.status.lag(), Lag::default());
+    let beyond = bench.generator.frames.head_seq().next();
+    assert!(!bench.status.wait_persisted(beyond, Duration::from_millis(20)));
+    persist.stop(None);
+    bench.assert_complete();
+}
+
+#[test]
+fn a_stop_that_drains_stores_everything_that_is_durable() {
+    for threads in [1, 2, 4, 9] {
+        let mut bench = Bench::new(52, 2_000);
+        let persist = start(&mut bench, threads);
+        assert!(persist.stop(Some(Duration::from_secs(30))), "{threads} threads");
+        bench.assert_complete();
+    }
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline_where_a_database_cannot_be_written() {
+    let mut bench = Bench::new(53, 300);
+    bench.writers[3].store().inner.connection().execute_batch("PRAGMA query_only = ON").unwrap();
+    let persist = start(&mut bench, 1);
+    assert!(!persist.stop(Some(Duration::from_millis(200))));
+    for other in [0, 1, 2] {
+        assert_eq!(bench.status.shard_through(shard(other)), bench.generator.frames.head_seq());
+    }
+    bench.restart(64);
+    bench.catch_up();
+    bench.assert_complete();
+}
+
+#[test]
+fn a_stop_at_once_leaves_what_the_next_start_completes() {
+    let mut bench = Bench::new(54, 3_000);
+    start(&mut bench, 2).stop(None);
+    bench.restart(64);
+    bench.catch_up();
+    bench.assert_complete();
+}
