@@ -53,12 +53,17 @@ pub struct HttpConfig {
     pub workers: usize,
     /// Says that a gateway, which authenticates members and sets `X-Member-Id`, stands in front.
     pub behind_gateway: bool,
+    /// A listener for trusted gateways alone: as the public one, and batches are taken there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<SocketAddr>,
     /// The shared secret that lets a caller use the batch call; none: nobody may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateway_secret: Option<Secret>,
     pub connections_max: usize,
     /// How long a request's head and body may take to arrive.
     pub read_timeout_ms: u64,
+    /// How long a connection may lie idle between two requests.
+    pub idle_timeout_ms: u64,
     /// Requests that one worker has waiting for their records to be durable.
     pub in_flight_max: usize,
 }
@@ -161,9 +166,11 @@ impl Default for HttpConfig {
             admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
             workers: (cores / 2).max(1),
             behind_gateway: false,
+            gateway: None,
             gateway_secret: None,
             connections_max: 65_536,
             read_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
             in_flight_max: 16_384,
         }
     }

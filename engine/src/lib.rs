@@ -3,10 +3,12 @@
 pub mod clock;
 pub mod config;
 pub mod crash;
+pub mod http;
 pub mod journal;
 pub mod kernel;
 pub mod persist;
 pub mod shard;
 pub mod ship;
 pub mod stock;
+pub mod telemetry;
 pub mod units;

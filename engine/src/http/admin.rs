@@ -1,0 +1,295 @@
+//! What operators do: sales, stock, points, reversals. Each change is a durable record with the
+//! operator, reason and reference in it before it is answered.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::{HeaderValue, LOCATION};
+use hyper::http::request::Parts;
+
+use super::body::{self, BODY_LEN_MAX};
+use super::identity::parse_member;
+use super::json;
+use super::members;
+use super::parse::{self, Object, PointsBody, StockBody};
+use super::problem::{Help, Kind, Problem};
+use super::redeem::{refused, write_view};
+use super::redemptions::{ask, empty_body, redemption_id};
+use super::reply::{Label, Reply};
+use super::route::SaleStep;
+use super::sales::write_head;
+use super::worker::{Ready, Worker};
+use crate::kernel::command::{Command, RedemptionView};
+use crate::kernel::control::{ControlCommand, ControlOutcome};
+use crate::kernel::definition::SaleDefinition;
+use crate::kernel::record::SaleChange;
+use crate::shard::catalog::SaleEntry;
+use crate::units::{KeyHash, MemberId, Points, Quantity};
+
+/// `POST /v1/sales`
+pub async fn define_sale(
+    worker: &Worker,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<Reply, Problem> {
+    let ready = worker.ready()?;
+    let note = parse::admin_note(&parts.headers)?;
+    let bytes = json_body(worker, parts, body).await?;
+    let Object(definition) = parse::json::<Object<SaleDefinition>>(&bytes)?;
+    let valid = definition.validate();
+    let valid = valid.map_err(|e| Problem::with(Kind::Invalid, Help::Detail(sentence(&e))))?;
+    let id = valid.definition().id.clone();
+    let command = ControlCommand::DefineSale { sale: Arc::new(valid), note };
+    let status = match control(ready, command, None).await? {
+        ControlOutcome::Defined { replayed: true, .. } => StatusCode::OK,
+        _ => StatusCode::CREATED,
+    };
+    let sale = worker.sale(ready, &id)?;
+    let location = HeaderValue::try_from(format!("/v1/sales/{id}")).expect("an id is ASCII");
+    let reply = Reply::json(status, Label::Ok, view(worker, ready, &sale));
+    Ok(if status == StatusCode::CREATED { reply.header(LOCATION, location) } else { reply })
+}
+
+/// `GET /v1/sales/{id}` on the admin listener: with the units in each state.
+pub fn sale(worker: &Worker, id: &str) -> Result<Reply, Problem> {
+    let ready = worker.ready()?;
+    let sale = worker.sale(ready, id)?;
+    Ok(Reply::ok(view(worker, ready, &sale)))
+}
+
+/// `POST /v1/sales/{id}/open|pause|resume|close`
+pub async fn step_sale(
+    worker: &Worker,
+    id: &str,
+    step: SaleStep,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<Reply, Problem> {
+    let ready = worker.ready()?;
+    let note = parse::admin_note(&parts.headers)?;
+    empty_body(worker, parts, body).await?;
+    let sale = worker.sale(ready, id)?;
+    let change = match step {
+        SaleStep::Open => SaleChange::Opened,
+        SaleStep::Pause => SaleChange::Paused,
+        SaleStep::Resume => SaleChange::Resumed,
+        SaleStep::Close => SaleChange::Ended,
+    };
+    let command = ControlCommand::Change { sale: sale.index, change, note };
+    control(ready, command, Some(&sale)).await?;
+    Ok(Reply::ok(view(worker, ready, &sale)))
+}
+
+/// `POST /v1/sales/{id}/items/{sku}/stock`, keyed
+pub async fn change_stock(
+    worker: &Worker,
+    id: &str,
+    sku: &str,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<Reply, Problem> {
+    let ready = worker.ready()?;
+    let note = parse::admin_note(&parts.headers)?;
+    let key = admin_key(parts)?;
+    let bytes = json_body(worker, parts, body).await?;
+    let Object(change) = parse::json::<Object<StockBody>>(&bytes)?;
+    let sale = worker.sale(ready, id)?;
+    let item = sale.item(sku).ok_or(Kind::ItemNotFound)?;
+    let units = |n: u64| match u32::try_from(n) {
+        Ok(n) if n > 0 => Ok(Quantity::new(n)),
+        _ => Err(Problem::from(Kind::QuantityInvalid)),
+    };
+    let (asked, command) = match change {
+        StockBody::Add(n) => {
+            let quantity = units(n)?;
+            (n, ControlCommand::AddStock { item, quantity, key, note })
+        }
+        StockBody::Withdraw(n) => {
+            let asked = units(n)?;
+            let taken = Quantity::ZERO;
+            (n, ControlCommand::WithdrawStock { item, asked, taken, key, note })
+        }
+    };
+    let outcome = control(ready, command, Some(&sale)).await?;
+    let ControlOutcome::Stock { quantity, total, replayed, .. } = outcome else {
+        unreachable!("a stock change is answered with the stock, or refused")
+    };
+    let word = if matches!(change, StockBody::Add(_)) { "added" } else { "withdrawn" };
+    let mut out = BytesMut::with_capacity(256);
+    json::raw(&mut out, r#"{"sale":""#);
+    json::raw(&mut out, &sale.definition().id);
+    json::raw(&mut out, r#"","sku":""#);
+    json::raw(&mut out, sale.sku(item));
+    json::raw(&mut out, r#"","asked":"#);
+    json::number(&mut out, asked);
+    json::raw(&mut out, ",\"");
+    json::raw(&mut out, word);
+    json::raw(&mut out, "\":");
+    json::number(&mut out, u64::from(quantity.get()));
+    json::raw(&mut out, r#","total":"#);
+    json::number(&mut out, total);
+    json::raw(&mut out, "}");
+    let reply = Reply::ok(out.freeze());
+    Ok(if replayed { reply.replayed() } else { reply })
+}
+
+/// `POST /v1/members/{id}/points`, keyed
+pub async fn change_points(
+    worker: &Worker,
+    member: &str,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<Reply, Problem> {
+    let ready = worker.ready()?;
+    let note = Arc::new(parse::admin_note(&parts.headers)?);
+    let key = admin_key(parts)?;
+    let bytes = json_body(worker, parts, body).await?;
+    let Object(change) = parse::json::<Object<PointsBody>>(&bytes)?;
+    let member = member_id(member)?;
+    let points = |n: u64| match Points::new(n) {
+        n if n > Points::ZERO && n <= Points::MAX => Ok(n),
+        _ => Err(Problem::with(
+            Kind::Invalid,
+            Help::Detail(format!("An amount is 1 to {} points.", Points::MAX)),
+        )),
+    };
+    let command = match change {
+        PointsBody::Credit(n) => Command::Credit { member, key, amount: points(n)?, note },
+        PointsBody::Debit(n) => Command::Debit { member, key, amount: points(n)?, note },
+    };
+    let (account, replayed) = members::ask(ready, command).await?;
+    let reply = Reply::ok(members::write(&account));
+    Ok(if replayed { reply.replayed() } else { reply })
+}
+
+/// `GET /v1/members/{id}`
+pub async fn member(worker: &Worker, member: &str) -> Result<Reply, Problem> {
+    let ready = worker.ready()?;
+    let member = member_id(member)?;
+    let (account, _) = members::ask(ready, Command::ReadAccount { member }).await?;
+    Ok(Reply::ok(members::write(&account)))
+}
+
+/// `GET /v1/redemptions/{id}` on the admin listener: anybody's, with its member.
+pub async fn redemption(worker: &Worker, id: &str) -> Result<Reply, Problem> {
+    let ready = worker.ready()?;
+    let id = redemption_id(id)?;
+    let (view, _) = ask(ready, Command::ReadRedemption { member: None, id }).await?;
+    show(ready, &view)
+}
+
+/// `POST /v1/redemptions/{id}/reverse`, keyed
+pub async fn reverse(
+    worker: &Worker,
+    id: &str,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<Reply, Problem> {
+    let ready = worker.ready()?;
+    let note = Arc::new(parse::admin_note(&parts.headers)?);
+    let key = admin_key(parts)?;
+    empty_body(worker, parts, body).await?;
+    let id = redemption_id(id)?;
+    let (view, replayed) = ask(ready, Command::Reverse { id, key, note }).await?;
+    let reply = show(ready, &view)?;
+    Ok(if replayed { reply.replayed() } else { reply })
+}
+
+/// `GET /v1/audit`: the invariants of the live node. It looks for a while, off this thread.
+pub async fn audit(worker: &Worker) -> Result<Reply, Problem> {
+    worker.ready()?;
+    let audit = Arc::clone(&worker.shared.audit);
+    let report = tokio::task::spawn_blocking(move || audit()).await;
+    match report.unwrap_or_else(|_| Err(String::from("the audit ended early"))) {
+        Ok(report) => Ok(Reply::ok(report)),
+        Err(reason) => {
+            tracing::error!(reason, "audit could not look");
+            Err(Problem::with(Kind::Internal, Help::Detail(format!("The audit: {reason}."))))
+        }
+    }
+}
+
+/// Asks the control thread; a refusal is a problem.
+async fn control(
+    ready: &Ready,
+    command: ControlCommand,
+    sale: Option<&SaleEntry>,
+) -> Result<ControlOutcome, Problem> {
+    match ready.core.control(command).await? {
+        ControlOutcome::Refused(refusal) => Err(refused(ready, sale, None, refusal)),
+        outcome => Ok(outcome),
+    }
+}
+
+async fn json_body(
+    worker: &Worker,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<bytes::Bytes, Problem> {
+    body::require_type(&parts.headers, "application/json")?;
+    body::read(body, BODY_LEN_MAX, worker.patience()).await
+}
+
+fn admin_key(parts: &Parts) -> Result<KeyHash, Problem> {
+    Ok(parse::admin_key(parts.uri.path(), parse::request_key(&parts.headers)?))
+}
+
+/// A path's member id. What is no id names no member.
+fn member_id(text: &str) -> Result<MemberId, Problem> {
+    parse_member(text.as_bytes()).ok_or_else(|| Kind::MemberNotFound.into())
+}
+
+/// An error as a sentence of its own.
+fn sentence(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let mut chars = text.chars();
+    let first = chars.next().map(|c| c.to_uppercase().collect::<String>()).unwrap_or_default();
+    format!("{first}{}.", chars.as_str())
+}
+
+fn view(worker: &Worker, ready: &Ready, sale: &SaleEntry) -> bytes::Bytes {
+    let mut out = BytesMut::with_capacity(1024);
+    json::raw(&mut out, r#"{"now":"#);
+    json::time(&mut out, ready.core.now());
+    json::raw(&mut out, ",");
+    write_head(&mut out, sale);
+    json::raw(&mut out, r#","items":["#);
+    for (at, (item, definition)) in sale.items().zip(&sale.definition().items).enumerate() {
+        let stock = &ready.core.stock;
+        let figures = worker.shared.figures.item(item);
+        json::raw(&mut out, if at == 0 { r#"{"sku":""# } else { r#",{"sku":""# });
+        json::raw(&mut out, &definition.sku);
+        json::raw(&mut out, r#"","name":"#);
+        json::string(&mut out, &definition.name);
+        json::raw(&mut out, r#","points":"#);
+        json::number(&mut out, definition.points.get());
+        json::raw(&mut out, r#","limit_per_member":"#);
+        json::number(&mut out, u64::from(definition.limit_per_member.get()));
+        for (name, units) in [
+            (r#","total":"#, stock.total(item)),
+            (r#","free":"#, stock.line(item).free()),
+            (r#","held":"#, figures.held),
+            (r#","confirmed":"#, figures.confirmed),
+        ] {
+            json::raw(&mut out, name);
+            json::number(&mut out, units);
+        }
+        json::raw(&mut out, r#","sold_out":"#);
+        json::raw(&mut out, if stock.is_sold_out_finally(item) { "true" } else { "false" });
+        json::raw(&mut out, "}");
+    }
+    json::raw(&mut out, "]}");
+    out.freeze()
+}
+
+fn show(ready: &Ready, view: &RedemptionView) -> Result<Reply, Problem> {
+    let sale = ready.core.catalog.sale_of(view.item).ok_or(Kind::Internal)?;
+    let mut out = BytesMut::with_capacity(512);
+    write_view(&mut out, &sale, view);
+    json::raw(&mut out, r#","member":""#);
+    json::number(&mut out, view.member.get());
+    json::raw(&mut out, "\"}");
+    Ok(Reply::ok(out.freeze()))
+}
