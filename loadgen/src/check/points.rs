@@ -1,0 +1,86 @@
+//! Points: every member has what was there before, less what the accepted redemptions cost.
+
+use std::collections::BTreeMap;
+
+use crate::check::after::{Check, Seen};
+use crate::check::view::{self, Points};
+use crate::check::{CheckError, Checked};
+use crate::work::accepted::{Finding, State};
+
+/// Checks the members who have accepted redemptions.
+pub fn check(
+    check: &Check<'_>,
+    seen: &[Seen<'_>],
+    checked: &mut Checked,
+    found: &mut Vec<Finding>,
+) -> Result<(), CheckError> {
+    let mut by_member: BTreeMap<u64, Vec<&Seen<'_>>> = BTreeMap::new();
+    for s in seen {
+        by_member.entry(s.accepted.member).or_default().push(s);
+    }
+    let path = "/v1/members/me/points";
+    let asks: Vec<_> = by_member.keys().map(|&m| (path.to_owned(), Some(m))).collect();
+    let replies = check.ask(&asks, "points")?;
+    for ((member, redemptions), reply) in by_member.iter().zip(replies) {
+        let points: Points = view::parse(path, &reply)?;
+        checked.members += 1;
+        let spent: u64 =
+            redemptions.iter().filter(|s| s.now.state == "confirmed").map(|s| s.now.points).sum();
+        let held: u64 =
+            redemptions.iter().filter(|s| s.now.state == "held").map(|s| s.now.points).sum();
+        let keys = || {
+            let names: Vec<_> =
+                redemptions.iter().map(|s| check.name(s.number, s.accepted)).collect();
+            names.join("; ")
+        };
+        let before = check.before.balances.as_ref().and_then(|b| b.get(member).copied());
+        if let Some(before) = before {
+            checked.members_with_known_balance += 1;
+            if points.free + points.held + spent != before {
+                let text = format!(
+                    "member {member} had {before} points, spent {spent}, and has {} ({})",
+                    points.free + points.held,
+                    keys()
+                );
+                found.push(Finding { kind: "points-differ", text });
+            }
+        }
+        if points.held < held {
+            let text = format!(
+                "member {member} has {} points held, and holds for {held} ({})",
+                points.held,
+                keys()
+            );
+            found.push(Finding { kind: "points-differ", text });
+        }
+        chain(*member, redemptions, points, found);
+    }
+    Ok(())
+}
+
+/// Where all were redeemed in one step, each balance follows from the one before it, and the last
+/// one is what is left.
+fn chain(member: u64, redemptions: &[&Seen<'_>], points: Points, found: &mut Vec<Finding>) {
+    let one_step = |s: &&Seen<'_>| s.accepted.state == State::Confirmed && s.accepted.answers > 0;
+    // A confirmed hold's balance was taken at the hold; without its order it proves nothing here.
+    if points.held > 0 || !redemptions.iter().all(|s| one_step(s) && s.now.state == "confirmed") {
+        return;
+    }
+    let mut balances: Vec<_> =
+        redemptions.iter().map(|s| (s.accepted.balance, s.accepted.points)).collect();
+    balances.sort_unstable_by_key(|b| std::cmp::Reverse(*b));
+    let mut is_chain = balances.last().is_some_and(|(last, _)| *last == points.free);
+    is_chain &= balances.windows(2).all(|w| w[0].0 == w[1].0 + w[1].1);
+    if !is_chain {
+        let text = format!(
+            "member {member}: the balances told do not follow from each other: {} and finally {}",
+            balances
+                .iter()
+                .map(|(balance, cost)| format!("{balance} after {cost}"))
+                .collect::<Vec<_>>()
+                .join(", "),
+            points.free
+        );
+        found.push(Finding { kind: "points-differ", text });
+    }
+}

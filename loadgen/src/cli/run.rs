@@ -1,0 +1,117 @@
+//! `onrush-load run`.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::check;
+use crate::cli::args::RunArgs;
+use crate::cli::resolve;
+use crate::clock::Clock;
+use crate::plan::{Load, Plan, Work};
+use crate::report::summary::Summary;
+use crate::report::text;
+use crate::report::verdict;
+use crate::run;
+use crate::stats::Second;
+use crate::work::accepted;
+
+/// Runs and reports; the exit code.
+pub fn run(args: &RunArgs) -> Result<u8> {
+    let plan = resolve::plan(args)?;
+    let check = resolve::check(args)?;
+    // Before the run: a report that cannot be written should not cost one.
+    if let Some(dir) = &args.output.out {
+        std::fs::create_dir_all(dir).with_context(|| format!("--out {}", dir.display()))?;
+    }
+    let accepted_file = args.redeem.accepted.as_deref().map(create).transpose()?;
+    if matches!(plan.load, Load::Closed { .. }) && !args.output.quiet {
+        eprintln!("closed loop: it cannot see the waiting that a slow answer causes for others");
+    }
+    let mut progress = Progress { quiet: args.output.quiet, tty: std::io::stderr().is_terminal() };
+    let before = match (&check, &plan.work) {
+        (Some(options), Work::Redeem(work)) => Some(check::before(&plan, work, options)?),
+        _ => None,
+    };
+    let mut outcomes = run::run(plan, &mut |plan, second| progress.second(plan, second))?;
+    progress.end();
+    let clock = Clock::start();
+    let checked = check.as_ref().zip(before.as_ref()).map(|(options, before)| {
+        let seconds = || clock.now() as f64 / 1e9;
+        check::after(&mut outcomes, before, options)
+            .map(|checked| check::Checked { seconds: seconds(), ..checked })
+    });
+    let summary = Summary::of(&outcomes, checked);
+    if let (Some(file), Work::Redeem(work)) = (accepted_file, &outcomes.plan.work) {
+        let mut out = BufWriter::new(file);
+        accepted::write_lines(&mut out, &outcomes.ledger, work, outcomes.plan.seed)
+            .context("--accepted")?;
+    }
+    if let Some(dir) = &args.output.out {
+        let path = dir.join("summary.json");
+        let mut out = BufWriter::new(create(&path)?);
+        serde_json::to_writer_pretty(&mut out, &summary)?;
+        out.write_all(b"\n")
+            .and_then(|()| out.flush())
+            .with_context(|| format!("{}", path.display()))?;
+    }
+    let mut stdout = std::io::stdout().lock();
+    // A closed pipe is the reader's choice.
+    let _ = if args.output.json {
+        serde_json::to_writer_pretty(&mut stdout, &summary)
+            .map_err(Into::into)
+            .and_then(|()| stdout.write_all(b"\n"))
+    } else {
+        stdout.write_all(text::render(&summary).as_bytes())
+    };
+    let violated = summary.ledger.as_ref().is_some_and(|l| l.finding_count > 0);
+    Ok(verdict::exit_code(violated, !summary.valid, false))
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// One line on stderr, renewed each second; one line per second where that is no terminal.
+struct Progress {
+    quiet: bool,
+    tty: bool,
+}
+
+impl Progress {
+    fn second(&mut self, plan: &Plan, s: &Second) {
+        if self.quiet {
+            return;
+        }
+        let of = match &plan.load {
+            Load::Open { phases, .. } => crate::schedule::total_seconds(phases),
+            Load::Closed { nanoseconds } => *nanoseconds as f64 / 1e9,
+        };
+        let line = format!(
+            "{:>4}/{of:.0} s  planned {}/s  sent {}/s  good {}  refused {}  errors {}  retries {}  \
+             p50 {}  p99 {}",
+            s.second + 1,
+            s.planned,
+            s.sent,
+            s.good,
+            s.refused,
+            s.errors,
+            s.retries,
+            text::microseconds(s.response.value_at_quantile(0.5)),
+            text::microseconds(s.response.value_at_quantile(0.99)),
+        );
+        if self.tty {
+            eprint!("\r\x1b[K{line}");
+        } else {
+            eprintln!("{line}");
+        }
+    }
+
+    fn end(&self) {
+        if !self.quiet && self.tty {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What a run prints and keeps.
+
+pub mod summary;
+pub mod text;
+pub mod verdict;

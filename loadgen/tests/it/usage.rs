@@ -1,0 +1,49 @@
+//! The command line refuses what it cannot do, in words, with exit 1.
+
+use crate::tool::tool;
+
+#[test]
+fn wrong_usage_is_exit_1_with_a_clear_line() {
+    let url = "http://127.0.0.1:9";
+    let cases: &[(&[&str], &str)] = &[
+        (&["run"], "--target"),
+        (&["run", "--target", url, "--no-such-flag"], "--no-such-flag"),
+        (&["run", "--target", "127.0.0.1:9"], "http://"),
+        (&["run", "--target", "http://no-such-host.invalid"], "does not resolve"),
+        (&["run", "--target", url, "--rate", "0"], "no request"),
+        (&["run", "--target", url, "--rate", "-5"], "rate"),
+        (&["run", "--target", url, "--seconds", "0"], "not a duration"),
+        (&["run", "--target", url, "--seconds", "1e300"], "not a duration"),
+        (&["run", "--target", url, "--rate", "1e8", "--seconds", "1e6"], "2^40"),
+        (&["run", "--target", url, "--phase", "a:b"], "expected NAME:SECONDS:RATE"),
+        (&["run", "--target", url, "--connections", "0"], "--connections"),
+        (&["run", "--target", url, "--header", "no colon"], "NAME: VALUE"),
+        (&["run", "--target", url, "--header", "A: b\r\nC: d"], "NAME: VALUE"),
+        (&["run", "--target", url, "--method", "GE T"], "not an HTTP method"),
+        (&["run", "--target", url, "--sale", "a/b"], "--sale"),
+        (&["run", "--target", url, "--sale", "a", "--items", "x", "--members", "9-1"], "--members"),
+        (&["run", "--target", url, "--sale", "a", "--items", "x:y"], "--items"),
+        (&["run", "--target", url, "--sale", "a", "--items", "x", "--holds", "1.5"], "--holds"),
+        (&["run", "--target", url, "--mark", "x"], "NAME=SECONDS"),
+        (&["run", "--target", url, "--body-file", "/no/such/file"], "/no/such/file"),
+    ];
+    for (args, expected) in cases {
+        let ran = tool(args);
+        assert_eq!(ran.code, 1, "{args:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(expected), "{args:?}: {}", ran.stderr);
+        assert!(!ran.stderr.contains("panicked"), "{args:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn help_has_examples_and_exit_codes() {
+    for args in [&["--help"][..], &["run", "--help"], &["completions", "--help"]] {
+        let ran = tool(args);
+        assert_eq!(ran.code, 0);
+        assert!(ran.stdout.contains("Usage"), "{}", ran.stdout);
+    }
+    assert!(tool(&["--help"]).stdout.contains("ledger is violated"));
+    assert!(tool(&["run", "--help"]).stdout.contains("Examples:"));
+    assert!(tool(&["completions", "bash"]).stdout.contains("onrush-load"));
+    assert_eq!(tool(&["--version"]).code, 0);
+}
