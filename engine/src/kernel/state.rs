@@ -41,7 +41,7 @@ pub struct ShardState {
     pub(super) owned: Vec<Slot>,
     /// By item number, of all owned slots.
     pub(super) counts: Vec<ItemCounts>,
-    /// Every open hold, and some that have ended otherwise: those are passed over when they come up.
+    /// Every open hold, and some that ended otherwise: those are passed over when they come up.
     pub(super) expiries: BinaryHeap<Expiry>,
 }
 

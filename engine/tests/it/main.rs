@@ -2,3 +2,4 @@
 //! real sockets; `scripts/test quick` leaves the slow ones out.
 
 mod kernel_model;
+mod settings;
