@@ -132,7 +132,7 @@ pub struct SnapshotConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct PersistConfig {
     /// SQLite database shards, files under the data folder. Fixed at the folder's creation.
-    pub databases: usize,
+    pub databases: u8,
     /// Records in one transaction at most.
     pub batch: usize,
     /// How long records may wait for a fuller batch.

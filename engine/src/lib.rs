@@ -1,5 +1,7 @@
 //! Onrush: a flash-sale redemption engine for loyalty-points malls.
 
+pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod crash;

@@ -24,17 +24,14 @@ pub fn members(file: &Path, skip_bad_rows: bool, node: &AdminUrl) -> anyhow::Res
             .progress_chars("=> "),
     );
     bar.set_message("sending");
-    let path = if skip_bad_rows {
-        "/v1/members:import?skip_bad_rows=true"
-    } else {
-        "/v1/members:import"
-    };
+    let path =
+        if skip_bad_rows { "/v1/members:import?skip_bad_rows=true" } else { "/v1/members:import" };
     let sending = bar.clone();
     let chunks = FileChunks { source, on_chunk: Box::new(move |len| progress(&sending, len)) };
-    let body = BodyExt::boxed(StreamBody::new(chunks));
+    let body = StreamBody::new(chunks).boxed();
     let answer = block_on(send(node, "POST", path, Some("text/csv"), body))?;
     bar.finish_and_clear();
-    report_members(&answer, file)
+    Ok(report_members(&answer, file))
 }
 
 fn progress(bar: &ProgressBar, sent: usize) {
@@ -44,7 +41,7 @@ fn progress(bar: &ProgressBar, sent: usize) {
     }
 }
 
-fn report_members(answer: &Answer, file: &Path) -> anyhow::Result<ExitCode> {
+fn report_members(answer: &Answer, file: &Path) -> ExitCode {
     let count = |key: &str| answer.body.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
     if let Some(errors) = answer.body.get("errors").and_then(|e| e.as_array()) {
         for error in errors {
@@ -55,7 +52,7 @@ fn report_members(answer: &Answer, file: &Path) -> anyhow::Result<ExitCode> {
     }
     if answer.status != StatusCode::OK {
         eprintln!("onrush: nothing of {} was applied: {}", file.display(), answer.detail());
-        return Ok(ExitCode::FAILURE);
+        return ExitCode::FAILURE;
     }
     println!(
         "{} rows: {} accounts opened, {} were there and left as they are, {} bad rows skipped",
@@ -64,7 +61,7 @@ fn report_members(answer: &Answer, file: &Path) -> anyhow::Result<ExitCode> {
         count("existing"),
         count("skipped"),
     );
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 /// Reads a file in chunks as a request body asks for them.
@@ -95,11 +92,10 @@ impl futures_core::Stream for FileChunks {
 }
 
 pub fn sale(file: &Path, node: &AdminUrl) -> anyhow::Result<ExitCode> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     // toml's message draws the line and column.
-    let table: toml::Table =
-        toml::from_str(&text).with_context(|| file.display().to_string())?;
+    let table: toml::Table = toml::from_str(&text).with_context(|| file.display().to_string())?;
     let json = serde_json::to_vec(&json_of(toml::Value::Table(table.clone())))?;
     let body = Full::from(json).map_err(|never| match never {}).boxed();
     let answer = block_on(send(node, "POST", "/v1/sales", Some("application/json"), body))?;

@@ -237,6 +237,6 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     crash::arm_from_env().map_err(anyhow::Error::msg)?;
     let overrides = Overrides { data: args.data, listen: args.listen, admin: args.admin };
     let config = Config::load(args.config.as_deref(), overrides)?;
-    telemetry::logs::start();
+    telemetry::logs::init().map_err(|e| anyhow::anyhow!("logs: {e}"))?;
     app::serve(config, args.ready_file.as_deref()).context("cannot serve")
 }

@@ -168,6 +168,11 @@ impl SlotState {
         !self.dropped_sales.is_empty() && self.dropped_sales.binary_search(&sale).is_ok()
     }
 
+    /// Members with a remembered request key, and the item it was for.
+    pub fn keyed(&self) -> impl Iterator<Item = (ItemIndex, MemberId)> {
+        self.redemptions.as_slice().iter().map(|r| (r.item(), r.member()))
+    }
+
     /// Units by item, of all redemptions that this slot ever had. Counts them anew: for adoption
     /// and audit, not for the decision path.
     pub fn item_counts(&self) -> BTreeMap<ItemIndex, ItemCounts> {

@@ -83,6 +83,10 @@ impl ShardStatus {
         // before it changed.
         self.persisted[partition.index()].store(seq.get(), Ordering::Release);
     }
+    /// Node time of the newest record in the database. Units: milliseconds; 0: none yet.
+    pub fn persisted_node_ms(&self) -> u64 {
+        self.persisted_node_ms.load(Ordering::Relaxed)
+    }
     pub(super) fn set_node_time(&self, at: NodeTime) {
         self.persisted_node_ms.fetch_max(at.get(), Ordering::Relaxed);
     }

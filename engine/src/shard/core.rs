@@ -18,11 +18,11 @@ use crate::units::NodeTime;
 
 /// Everything that the door needs of a node that has recovered.
 pub struct Core {
-    pub catalog: CatalogView,
+    pub catalog: Arc<CatalogView>,
     pub stock: Arc<StockLines>,
     pub gate: Arc<Gate>,
     pub inboxes: Arc<Inboxes>,
-    pub events: SaleEvents,
+    pub events: Arc<SaleEvents>,
     pub clock: Arc<NodeClock>,
     pub control: ControlHandle,
     pub ports: Arc<[PortShared]>,
@@ -33,11 +33,11 @@ pub struct Core {
 impl Core {
     #[expect(clippy::too_many_arguments, reason = "called once, by the wiring in app.rs")]
     pub fn new(
-        catalog: CatalogView,
+        catalog: Arc<CatalogView>,
         stock: Arc<StockLines>,
         gate: Arc<Gate>,
         inboxes: Arc<Inboxes>,
-        events: SaleEvents,
+        events: Arc<SaleEvents>,
         clock: Arc<NodeClock>,
         control: ControlHandle,
         ports: Arc<[PortShared]>,
