@@ -150,12 +150,18 @@ impl<D: Disk> JournalCore<D> {
         let clock = Arc::new(NodeClock::resume(clock, stamp, options.downtime_max));
         let mut core = Self::attach(disk, &found, options)?;
         core.record_opening(&clock)?;
-        let segments = found.segments.into_iter().filter(|s| s.number <= core.current.segment);
+        let mut segments = found.segments;
+        segments.retain(|s| s.number <= core.current.segment);
+        if segments.last().is_none_or(|s| s.number < core.current.segment) {
+            // The opening mark found no room, and had a segment made.
+            let (number, file_len) = (core.current.segment, core.current.file_len);
+            segments.push(SegmentInfo { number, file_len, first_seq: None });
+        }
         Ok(OpenedCore {
             clock,
             first_seq: found.first_seq,
             last_seq: core.durable_seq,
-            segments: segments.collect(),
+            segments,
             core,
         })
     }

@@ -19,7 +19,7 @@ use super::core::{AppendError, FrameBuilder, JournalCore};
 use super::disk::Disk;
 use super::doorbell::Doorbell;
 use super::error::JournalError;
-use super::files::FilesJob;
+use super::files::{DiskGauge, FilesJob};
 use super::format::{FrameKind, frame_len};
 use super::ring::Consumer;
 use super::segments::Prepared;
@@ -75,6 +75,7 @@ pub(super) struct Driver<S: CompletionSink, D: Disk> {
     pub consumers: Vec<Consumer<S::Item>>,
     pub sink: S,
     pub shared: Arc<Shared>,
+    pub gauge: Arc<DiskGauge>,
     pub clock: Arc<NodeClock>,
     pub marks: MarkOptions,
     pub jobs: SyncSender<FilesJob>,
@@ -87,6 +88,14 @@ pub(super) struct Driver<S: CompletionSink, D: Disk> {
     pub mark_due_ns: u64,
 }
 
+/// Why the thread ends before its time.
+enum Halt {
+    /// A write or sync failed.
+    Poisoned(io::Error),
+    /// It was stopped while it waited for a segment.
+    NoSpace,
+}
+
 /// Looks at the rings so often before it sleeps: a microsecond or two, for a push that is on its
 /// way right now. More would take a core from the shards.
 const SPIN_COUNT: u32 = 64;
@@ -97,19 +106,24 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
     /// Runs until stopped, or poisoned.
     pub fn run(mut self, on_poison: OnPoison) -> Result<(), JournalError> {
         self.shared.bell.settle();
-        let outcome = self.work();
-        if let Err(source) = outcome {
-            // 1 The flag goes up. 2 The caller ends the process. Pending completions are
-            // dropped unrun with this driver.
-            self.shared.is_poisoned.store(true, Ordering::Release);
-            let again = io::Error::new(source.kind(), source.to_string());
-            on_poison(JournalError::Poisoned { source });
-            return Err(JournalError::Poisoned { source: again });
+        match self.work() {
+            Ok(()) => Ok(()),
+            // Never acknowledged, so nothing is lost by giving up.
+            Err(Halt::NoSpace) => Err(JournalError::io(
+                "stopping: the last records found no space",
+            )(io::ErrorKind::StorageFull.into())),
+            // 1 The flag goes up. 2 The caller ends the process. Pending completions are dropped
+            // unrun with this driver.
+            Err(Halt::Poisoned(source)) => {
+                self.shared.is_poisoned.store(true, Ordering::Release);
+                let again = io::Error::new(source.kind(), source.to_string());
+                on_poison(JournalError::Poisoned { source });
+                Err(JournalError::Poisoned { source: again })
+            }
         }
-        Ok(())
     }
 
-    fn work(&mut self) -> io::Result<()> {
+    fn work(&mut self) -> Result<(), Halt> {
         self.mark_due_ns = self.due_in(self.marks.keep_time_every);
         loop {
             self.fetch_spare();
@@ -137,7 +151,7 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
         self.first_consumer = (self.first_consumer + 1) % count.max(1);
     }
 
-    fn commit(&mut self) -> io::Result<()> {
+    fn commit(&mut self) -> Result<(), Halt> {
         if !self.frame.is_empty() {
             self.append(FrameKind::Records)?;
             self.shared.durable.advance(self.core.durable_seq());
@@ -155,7 +169,7 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
     }
 
     /// Writes the frame, and waits for a segment where there is none to write to.
-    fn append(&mut self, kind: FrameKind) -> io::Result<()> {
+    fn append(&mut self, kind: FrameKind) -> Result<(), Halt> {
         loop {
             self.fetch_spare();
             let segment = self.core.segment();
@@ -168,16 +182,16 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
                     self.shared.stats.frame(bytes, self.frame.record_count(), took_ns);
                     if self.core.segment() != segment {
                         self.shared.stats.rotation_count.fetch_add(1, Ordering::Relaxed);
+                        self.gauge.add_segment();
                         self.tell(FilesJob::Began { segment: self.core.segment(), first_seq });
                         self.ask_for_spare();
                     }
                     return Ok(());
                 }
-                Err(AppendError::Failed(e)) => return Err(e),
+                Err(AppendError::Failed(e)) => return Err(Halt::Poisoned(e)),
                 Err(AppendError::SegmentFull) => {
                     if self.shared.is_stopping.load(Ordering::Acquire) {
-                        // Never acknowledged, so nothing is lost by giving up.
-                        return Err(io::ErrorKind::StorageFull.into());
+                        return Err(Halt::NoSpace);
                     }
                     let spares = &self.spares;
                     let mut spare = None;
@@ -197,13 +211,13 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
     }
 
     /// A frame without records, where one fits in without waiting for a segment.
-    fn mark(&mut self, kind: FrameKind) -> io::Result<()> {
+    fn mark(&mut self, kind: FrameKind) -> Result<(), Halt> {
         self.mark_due_ns = self.due_in(self.marks.keep_time_every);
         self.frame.clear();
         if self.core.fits(0) { self.append(kind) } else { Ok(()) }
     }
 
-    fn close(&mut self) -> io::Result<()> {
+    fn close(&mut self) -> Result<(), Halt> {
         self.mark(FrameKind::Closing)?;
         crash_point!(CrashPoint::JournalAfterClose);
         Ok(())

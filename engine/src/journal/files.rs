@@ -94,12 +94,20 @@ impl DiskGauge {
         Seq::new(self.first_seq.load(Ordering::Relaxed))
     }
 
-    pub(super) fn update(&self, lifetime: &Lifetime) {
-        let used = lifetime.len() as u64 * self.segment_bytes;
-        self.used_bytes.store(used, Ordering::Relaxed);
+    /// A segment holds its first frame. Called by the thread `journal`, before it completes
+    /// anything of that frame.
+    pub(super) fn add_segment(&self) {
+        self.used_bytes.fetch_add(self.segment_bytes, Ordering::Relaxed);
+    }
+
+    fn removed_segment(&self, lifetime: &Lifetime) {
+        self.used_bytes.fetch_sub(self.segment_bytes, Ordering::Relaxed);
+        self.set_first_seq(lifetime);
+    }
+
+    pub(super) fn set_first_seq(&self, lifetime: &Lifetime) {
         let first = lifetime.first_seq().map_or(1, Seq::get);
         self.first_seq.store(first, Ordering::Relaxed);
-        self.tell();
     }
 
     fn set_out_of_space(&self, is_out: bool) {
@@ -171,7 +179,7 @@ impl<D: Disk> Files<D> {
                 Err(RecvTimeoutError::Timeout) => self.remove_old(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.gauge.update(&self.lifetime);
+            self.gauge.tell();
             if let Some(header) = wanted
                 && self.prepare(&header)
             {
@@ -214,6 +222,7 @@ impl<D: Disk> Files<D> {
                 return;
             }
             self.lifetime.removed(segment);
+            self.gauge.removed_segment(&self.lifetime);
             tracing::info!(segment, "journal segment removed");
         }
     }

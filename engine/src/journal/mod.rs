@@ -16,6 +16,7 @@ pub mod driver;
 pub mod error;
 pub mod files;
 pub mod format;
+pub mod inspect;
 pub mod lifetime;
 pub mod lock;
 pub mod open;

@@ -92,7 +92,8 @@ impl JournalOptions {
     }
 
     fn bounds(&self) -> DiskBounds {
-        let share = |percent: u8| self.max_bytes / 100 * u64::from(percent);
+        let max = u128::from(self.max_bytes);
+        let share = |percent: u8| (max * u128::from(percent) / 100) as u64;
         DiskBounds {
             pause_at: share(self.pause_at_percent),
             stop_at: share(self.stop_at_percent),
@@ -201,7 +202,8 @@ impl<D: Disk> Opened<D> {
             lifetime.begin(segment.number, segment.first_seq.unwrap_or(core.next_seq()));
         }
         let gauge = Arc::new(DiskGauge::new(options.bounds(), options.segment_bytes));
-        gauge.update(&lifetime);
+        gauge.set_first_seq(&lifetime);
+        opened.segments.iter().for_each(|_| gauge.add_segment());
         let covers = Arc::new(Covers::default());
         let (jobs, jobs_out) = sync_channel::<FilesJob>(16);
         let (spares, spares_out) = sync_channel(1);
@@ -222,6 +224,7 @@ impl<D: Disk> Opened<D> {
             consumers,
             sink,
             shared: shared.clone(),
+            gauge: gauge.clone(),
             clock,
             marks: options.marks,
             jobs,

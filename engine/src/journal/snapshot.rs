@@ -91,7 +91,7 @@ fn io(what: &str, name: &str) -> impl Fn(io::Error) -> JournalError + use<> {
 }
 
 /// The numbers of the snapshots that are there, oldest first.
-fn list<D: Disk>(disk: &D) -> Result<Vec<u64>, JournalError> {
+pub(super) fn list<D: Disk>(disk: &D) -> Result<Vec<u64>, JournalError> {
     let names = disk.list().map_err(JournalError::io("listing the snapshots' folder"))?;
     Ok(names.iter().filter_map(|n| number(n)).collect())
 }
