@@ -78,6 +78,10 @@ crash_points! {
     SnapshotBeforeRemove "snapshot-before-remove",
     /// The third snapshot back is gone.
     SnapshotAfterRemove "snapshot-after-remove",
+    /// A batch's rows and watermarks are written to a database shard, not committed.
+    PersistBeforeCommit "persist-before-commit",
+    /// A batch is committed to a database shard, nobody was told.
+    PersistAfterCommit "persist-after-commit",
 }
 
 /// Marks a place where the process may be made to die.

@@ -11,10 +11,8 @@ use std::time::Duration;
 use super::status::PersistStatus;
 use super::store::Store;
 use super::writer::{Next, ShardWriter};
+use crate::clock::Clock;
 use crate::ship::log::Log;
-
-/// Monotonic time. Units: milliseconds.
-pub type NowMs = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// Whether a thread is to end, and when.
 #[derive(Default)]
@@ -59,7 +57,7 @@ impl Persist {
         writers: Vec<ShardWriter<L, S>>,
         status: Arc<PersistStatus>,
         thread_count: usize,
-        now_ms: &NowMs,
+        clock: &Arc<dyn Clock>,
     ) -> std::io::Result<Self> {
         let control = Arc::new(Control::default());
         let per_thread = writers.len().div_ceil(thread_count.clamp(1, writers.len().max(1)));
@@ -68,11 +66,11 @@ impl Persist {
         while writers.peek().is_some() {
             let own: Vec<_> = writers.by_ref().take(per_thread.max(1)).collect();
             let (control, status) = (persist.control.clone(), persist.status.clone());
-            let now_ms = now_ms.clone();
+            let clock = clock.clone();
             let name = format!("persist-{:02}", persist.threads.len());
             *lock(&control.running) += 1;
             let run = move || {
-                run(own, &control, &status, &*now_ms);
+                run(own, &control, &status, &*clock);
                 *lock(&control.running) -= 1;
                 control.changed.notify_all();
             };
@@ -115,8 +113,9 @@ fn run<L: Log, S: Store>(
     mut writers: Vec<ShardWriter<L, S>>,
     control: &Control,
     status: &PersistStatus,
-    now_ms: &dyn Fn() -> u64,
+    clock: &dyn Clock,
 ) {
+    let now_ms = || clock.monotonic_ns() / 1_000_000;
     let mut due_ms = vec![0; writers.len()];
     let mut drain_to = None;
     loop {

@@ -9,4 +9,5 @@ pub mod frames;
 pub mod gap;
 pub mod log;
 pub mod partition;
+pub mod source;
 pub mod tail;

@@ -14,6 +14,8 @@ use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Transa
 use rusqlite::{TransactionBehavior, params};
 
 use super::{CACHE_KIB, CHECKPOINT_PAGES, bits, connect, error, path_of, read, schema};
+use crate::crash::CrashPoint;
+use crate::crash_point;
 use crate::persist::apply::{DataError, Effects};
 use crate::persist::rows::{
     AccountChange, AdminChange, LedgerRow, RedemptionMove, RedemptionRow, SaleState,
@@ -80,7 +82,9 @@ impl Store for SqliteStore {
         if self.has_rewinds {
             close_rewinds(&transaction, batch)?;
         }
+        crash_point!(CrashPoint::PersistBeforeCommit);
         transaction.commit().map_err(error)?;
+        crash_point!(CrashPoint::PersistAfterCommit);
         Ok(())
     }
 

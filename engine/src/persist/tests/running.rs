@@ -4,18 +4,26 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::*;
-use crate::persist::driver::{NowMs, Persist};
+use crate::clock::Clock;
+use crate::persist::driver::Persist;
 use crate::persist::status::Lag;
 
 /// A clock that runs a millisecond further at each look.
-fn ticking() -> NowMs {
-    let ticks = AtomicU64::new(0);
-    Arc::new(move || ticks.fetch_add(1, Ordering::Relaxed))
+struct Ticking(AtomicU64);
+
+impl Clock for Ticking {
+    fn wall_ms(&self) -> u64 {
+        0
+    }
+    fn monotonic_ns(&self) -> u64 {
+        self.0.fetch_add(1_000_000, Ordering::Relaxed)
+    }
 }
 
 fn start(bench: &mut Bench, threads: usize) -> Persist {
+    let clock: Arc<dyn Clock> = Arc::new(Ticking(AtomicU64::new(0)));
     let writers = std::mem::take(&mut bench.writers);
-    Persist::start(writers, bench.status.clone(), threads, &ticking()).unwrap()
+    Persist::start(writers, bench.status.clone(), threads, &clock).unwrap()
 }
 
 #[test]
