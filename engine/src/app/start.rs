@@ -23,7 +23,7 @@ use crate::kernel::catalog::SalePhase;
 use crate::kernel::control::ControlState;
 use crate::kernel::slot::{ItemCounts, SlotState};
 use crate::kernel::state::{KernelLimits, ShardState};
-use crate::persist::driver::{NowMs, Persist};
+use crate::persist::driver::Persist;
 use crate::persist::embedded;
 use crate::persist::status::PersistStatus;
 use crate::persist::writer::WriterSettings;
@@ -38,8 +38,8 @@ use crate::shard::inbox::Inboxes;
 use crate::shard::port::PortShared;
 use crate::shard::recover::{self, Recovered};
 use crate::shard::snapshotter::{self, SnapshotPolicy, SnapshotterParts};
-use crate::ship::files::JournalFrames;
 use crate::ship::partition::Layout;
+use crate::ship::source::JournalFrames;
 use crate::stock::authority::Embedded;
 use crate::stock::gauges::UnitGauges;
 use crate::stock::line::StockLines;
@@ -405,12 +405,14 @@ fn start_persist(
         linger_ms: config.persist.linger_ms,
         ..WriterSettings::default()
     };
+    let journal_disk = RealDisk::open_read_only(&open::journal_dir(data))
+        .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
     let writers = embedded::open(&data.join("db"), settings, &status, || {
-        Ok(JournalFrames::new(Arc::clone(journal), incarnation, Arc::clone(clock)))
+        let (disk, id) = (journal_disk.clone(), journal.journal());
+        let durable = Arc::clone(journal.durable());
+        Ok(JournalFrames::new(disk, id, incarnation, durable, Arc::clone(clock)))
     })?;
-    let now = Arc::clone(clock);
-    let now_ms: NowMs = Arc::new(move || now.monotonic_ns() / 1_000_000);
-    Persist::start(writers, status, 1, &now_ms)
+    Persist::start(writers, status, 1, clock.clock())
         .map_err(|error| StartError::Io { what: "cannot start a thread", error })
 }
 

@@ -4,7 +4,6 @@
 //! a record (apply, skip, ask for a rewind, raise an alarm) is the gap rule (`gap`), a state
 //! machine without I/O that every log and every store share.
 
-pub mod files;
 pub mod frames;
 pub mod gap;
 pub mod log;
