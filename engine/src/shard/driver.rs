@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::catalog::SaleEntry;
 use super::completion::{Completion, StockEffect};
 use super::inbox::{Inbox, Request};
-use super::message::{Acknowledge, Message, SlotReport, Visitor};
+use super::message::{Acknowledge, Message, SlotContent, SlotReport, Visitor};
 use super::port::{PortShared, ReplyTo};
 use crate::clock::NodeClock;
 use crate::journal::ring::Producer;
@@ -29,6 +29,10 @@ use crate::units::{NodeTime, SaleIndex, Slot};
 
 /// The longest a shard sleeps: bounds how late a hold may expire.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// How long a shard leaves the journal alone when the ring to it is full.
+const RING_FULL_PAUSE: Duration = Duration::from_micros(200);
+/// How soon a shard without requests looks whether its walk may go on.
+const WALK_PAUSE: Duration = Duration::from_millis(1);
 /// Requests between the two prefetches of a batch.
 const PREFETCH_DISTANCE: usize = 8;
 /// Bytes that one command may leave in the ring; admin notes make the longest records.
@@ -107,12 +111,20 @@ pub fn run(parts: ShardParts) -> ShardState {
         if shard.batches_since_publish > 0 {
             shard.publish_gauges();
         }
-        inbox.sleep(shard.sleep_limit());
+        if inbox.depth() > 0 {
+            // Requests wait, and the ring has no room: the journal is behind, and needs the core.
+            std::thread::sleep(RING_FULL_PAUSE);
+        } else {
+            inbox.sleep(shard.sleep_limit());
+        }
     }
 }
 
 impl Shard {
     fn sleep_limit(&self) -> Duration {
+        if !self.walks.is_empty() {
+            return WALK_PAUSE;
+        }
         let Some(at) = self.parts.state.next_expiry() else { return SLEEP_MAX };
         let ms = at.get().saturating_sub(self.parts.clock.now().get());
         Duration::from_millis(ms.max(1)).min(SLEEP_MAX)
@@ -325,12 +337,14 @@ impl Shard {
 
     fn report(&mut self, slot: Slot, visitor: Arc<Visitor>) {
         let state = self.parts.state.slot(slot);
-        let mut bytes = Vec::new();
-        if visitor.with_bytes {
+        let content = if visitor.with_bytes {
+            let mut bytes = Vec::new();
             state.encode(&mut bytes);
-        }
-        let (digest, totals) = (state.digest(), state.totals());
-        let call = move |cut| visitor.report(SlotReport { slot, cut, digest, totals, bytes });
+            SlotContent::Bytes(bytes)
+        } else {
+            SlotContent::Figures { digest: state.digest(), totals: Box::new(state.totals()) }
+        };
+        let call = move |cut| visitor.report(SlotReport { slot, cut, content });
         self.push_call(&[], 0, Box::new(call));
     }
 

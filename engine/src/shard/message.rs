@@ -16,10 +16,17 @@ pub type Acknowledge = Box<dyn FnOnce(Seq) + Send>;
 pub struct SlotReport {
     pub slot: Slot,
     pub cut: Seq,
-    pub digest: u128,
-    pub totals: SlotTotals,
-    /// Empty where only figures were asked for.
-    pub bytes: Vec<u8>,
+    pub content: SlotContent,
+}
+
+/// What a visitor asked for.
+pub enum SlotContent {
+    /// The slot's snapshot form.
+    Bytes(Vec<u8>),
+    Figures {
+        digest: u128,
+        totals: Box<SlotTotals>,
+    },
 }
 
 /// One who wants every slot reported. Reports under way are bounded by credits, so that a slow

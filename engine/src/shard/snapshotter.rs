@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::control::{ControlHandle, ControlReport};
 use super::inbox::Inboxes;
-use super::message::{Message, SlotReport, Visitor};
+use super::message::{Message, SlotContent, SlotReport, Visitor};
 use crate::clock::NodeClock;
 use crate::journal::JournalError;
 use crate::journal::disk::Disk;
@@ -55,7 +55,7 @@ pub struct SnapshotterParts<D: Disk> {
 }
 
 enum Report {
-    Slot(Box<SlotReport>),
+    Slot(SlotReport),
     Control(ControlReport),
 }
 
@@ -110,9 +110,11 @@ fn take<D: Disk>(
     while missing > 0 {
         match reports.recv_timeout(LOOK_EVERY) {
             Ok(Report::Slot(report)) => {
-                let SlotReport { slot, cut, .. } = *report;
-                let written = writer.part(Part { slot, cut, bytes: &report.bytes });
-                drop(report);
+                let SlotReport { slot, cut, content: SlotContent::Bytes(bytes) } = report else {
+                    unreachable!("this visitor asks for bytes")
+                };
+                let written = writer.part(Part { slot, cut, bytes: &bytes });
+                drop(bytes);
                 visitor.give_credit();
                 written?;
                 missing -= 1;
@@ -132,7 +134,7 @@ fn visit_all<D: Disk>(parts: &SnapshotterParts<D>, sender: &Sender<Report>) -> A
     let slots = sender.clone();
     let visitor = Arc::new(Visitor::new(true, CREDITS, move |report| {
         // A snapshot that was given up hears no more.
-        let _ = slots.send(Report::Slot(Box::new(report)));
+        let _ = slots.send(Report::Slot(report));
     }));
     for inbox in parts.inboxes.iter() {
         inbox.send(Message::Visit(Arc::clone(&visitor)));
