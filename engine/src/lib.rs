@@ -1,6 +1,7 @@
 //! Onrush: a flash-sale redemption engine for loyalty-points malls.
 
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -30,8 +30,25 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("shard", &["units", "limits", "clock", "crash", "telemetry", "kernel", "journal", "stock"]),
     ("ship", &["units", "clock", "crash", "telemetry", "kernel::record", "journal"]),
     ("persist", &["units", "clock", "crash", "config", "telemetry", "kernel", "journal", "ship"]),
-    // Shares the readers of files and records with the engine, and no rule of its arithmetic.
-    ("audit", &["units", "kernel::record", "kernel::code", "journal"]),
+    // Shares the readers of files, records, snapshots and rows with the engine, and no rule of its
+    // arithmetic; I5 alone runs the engine's replay, because it is a statement about that.
+    (
+        "audit",
+        &[
+            "units",
+            "kernel::record",
+            "kernel::command",
+            "kernel::catalog",
+            "kernel::dump",
+            "kernel::slot",
+            "kernel::control",
+            "journal",
+            "ship::partition",
+            "persist::rows",
+            "persist::store",
+            "persist::sqlite",
+        ],
+    ),
     (
         "http",
         &["units", "limits", "clock", "config", "telemetry", "kernel", "stock", "shard", "audit"],

@@ -17,6 +17,7 @@ mod control_snapshot;
 mod decide;
 mod decide_admin;
 pub mod definition;
+pub mod dump;
 pub mod effects;
 mod member;
 mod prefetch;

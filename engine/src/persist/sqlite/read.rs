@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Row, params};
 
 use super::{bits, connect, error, path_of};
@@ -37,7 +38,17 @@ impl SqliteReader {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = connect(path, flags)?;
         connection.pragma_update(None, "query_only", true).map_err(error)?;
+        // The last connection to close would fold the log back into the file: not a reader's work.
+        let no_checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        connection.set_db_config(no_checkpoint, true).map_err(error)?;
         Ok(Self { connection })
+    }
+
+    /// Which database shard the file says it is, of how many.
+    pub fn identity(&self) -> Result<(DatabaseShard, u8), StoreError> {
+        let sql = "SELECT shard, shard_count FROM identity";
+        let row = self.connection.query_row(sql, [], |r| Ok((r.get(0)?, r.get(1)?)));
+        row.map(|(shard, count)| (DatabaseShard::new(shard), count)).map_err(error)
     }
 }
 
