@@ -131,6 +131,9 @@ pub struct SnapshotConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PersistConfig {
+    /// Run persist in this process. Without it the journal keeps every segment until one that
+    /// persists runs on this folder.
+    pub run: bool,
     /// SQLite database shards, files under the data folder. Fixed at the folder's creation.
     pub databases: u8,
     /// Records in one transaction at most.
@@ -203,7 +206,7 @@ impl Default for SnapshotConfig {
 
 impl Default for PersistConfig {
     fn default() -> Self {
-        Self { databases: 4, batch: 4096, linger_ms: 50 }
+        Self { run: true, databases: 4, batch: 4096, linger_ms: 50 }
     }
 }
 

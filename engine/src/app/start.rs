@@ -55,7 +55,7 @@ pub struct Node {
     pub(super) control: JoinHandle<ControlState>,
     pub(super) journal: Arc<JournalHandle<RealDisk>>,
     pub(super) incarnation: Incarnation,
-    pub(super) persist: Persist,
+    pub(super) persist: Option<Persist>,
     pub(super) stop_snapshots: Sender<()>,
     pub(super) snapshots: JoinHandle<()>,
     pub(super) stop_housekeeping: Sender<()>,
@@ -163,7 +163,13 @@ impl Node {
         let control = spawn("control".into(), move || control::run(control_parts))?;
 
         // Persist: from the journal's files to the database shards.
-        let persist = start_persist(&config, data, &journal, &clock, incarnation)?;
+        let layout = Layout::new(config.persist.databases).expect("checked with the settings");
+        let status = Arc::new(PersistStatus::new(layout));
+        let persist = if config.persist.run {
+            Some(start_persist(&config, data, &journal, &clock, incarnation, &status)?)
+        } else {
+            None
+        };
 
         // Snapshots, and what they and the database shards let go of.
         let taken_at =
@@ -204,20 +210,9 @@ impl Node {
             control_handle,
             ports,
         ));
-        figures.attach(
-            &journal,
-            config.journal.max_bytes,
-            persist.status(),
-            &gauges,
-            &taken_at,
-            &clock,
-        );
+        figures.attach(&journal, config.journal.max_bytes, &status, &gauges, &taken_at, &clock);
         let (stop_housekeeping, housekeeping_stopped) = bounded::<()>(1);
-        let watch = Housekeeping {
-            core: Arc::clone(&core),
-            journal: Arc::clone(&journal),
-            status: Arc::clone(persist.status()),
-        };
+        let watch = Housekeeping { core: Arc::clone(&core), journal: Arc::clone(&journal), status };
         watch.look();
         let housekeeping = spawn("housekeeping".into(), move || {
             while housekeeping_stopped.recv_timeout(HOUSEKEEPING_EVERY)
@@ -397,9 +392,8 @@ fn start_persist(
     journal: &Arc<JournalHandle<RealDisk>>,
     clock: &Arc<NodeClock>,
     incarnation: Incarnation,
+    status: &Arc<PersistStatus>,
 ) -> Result<Persist, StartError> {
-    let layout = Layout::new(config.persist.databases).expect("checked with the settings");
-    let status = Arc::new(PersistStatus::new(layout));
     let settings = WriterSettings {
         batch: config.persist.batch,
         linger_ms: config.persist.linger_ms,
@@ -407,12 +401,12 @@ fn start_persist(
     };
     let journal_disk = RealDisk::open_read_only(&open::journal_dir(data))
         .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
-    let writers = embedded::open(&data.join("db"), settings, &status, || {
+    let writers = embedded::open(&data.join("db"), settings, status, || {
         let (disk, id) = (journal_disk.clone(), journal.journal());
         let durable = Arc::clone(journal.durable());
         Ok(JournalFrames::new(disk, id, incarnation, durable, Arc::clone(clock)))
     })?;
-    Persist::start(writers, status, 1, clock.clock())
+    Persist::start(writers, Arc::clone(status), 1, clock.clock())
         .map_err(|error| StartError::Io { what: "cannot start a thread", error })
 }
 
