@@ -1,1 +1,4 @@
-//! Baselines and helpers that the benches share.
+//! What the benches share: a lean client, servers as child processes, medians.
+
+pub mod http_client;
+pub mod servers;
