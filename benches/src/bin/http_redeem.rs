@@ -119,7 +119,13 @@ struct Case {
 }
 
 impl Case {
-    fn new(name: &'static str, server: usize, pipeline: usize, sku: &'static str, batch: usize) -> Self {
+    fn new(
+        name: &'static str,
+        server: usize,
+        pipeline: usize,
+        sku: &'static str,
+        batch: usize,
+    ) -> Self {
         Self {
             name,
             server,

@@ -106,15 +106,12 @@ fn is_over(ready: &Ready, sale: &SaleEntry, item: ItemIndex, member: MemberId) -
 
 /// With a full journal, answers to known keys are still given.
 async fn replay(ready: &Ready, ask: &Ask) -> Result<Decided, Problem> {
-    let Ask { member, key, .. } = *ask;
-    let pending = ready.port.submit(Command::ReadKey { member, key })?;
-    match pending.await {
-        Outcome::Redemption { view, .. } => {
-            let is_same = Some(view.item) == ask.item
-                && u64::from(view.quantity.get()) == ask.quantity
-                && (view.expires_at.get() > 0) == ask.hold;
-            if is_same { Ok(Decided { view, replayed: true }) } else { Err(Kind::KeyReused.into()) }
-        }
+    let Ask { member, key, quantity, hold, .. } = *ask;
+    let item = ask.item.unwrap_or(ItemIndex::UNKNOWN);
+    let recall = Command::Recall { member, key, item, quantity, hold };
+    match ready.port.submit(recall)?.await {
+        Outcome::Redemption { view, replayed } => Ok(Decided { view, replayed }),
+        Outcome::Refused(Refusal { code: Code::KeyReused, .. }) => Err(Kind::KeyReused.into()),
         _ => Err(Kind::JournalFull.into()),
     }
 }

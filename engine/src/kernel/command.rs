@@ -29,8 +29,11 @@ pub enum Command {
     ReadRedemption { member: Option<MemberId>, id: RedemptionId },
     /// Show a member's redemptions that this node remembers, newest first.
     ListRedemptions { member: MemberId, before: Option<RedemptionId>, limit: u16 },
-    /// Ask whether a request key had an effect; causes none.
+    /// Ask whether a request key had an effect, and how it stands now; causes none.
     ReadKey { member: MemberId, key: KeyHash },
+    /// Answer a redeem request whose key is remembered, as it was answered first; decide nothing.
+    /// Refused with `RedemptionNotFound` where the key is new.
+    Recall { member: MemberId, key: KeyHash, item: ItemIndex, quantity: u64, hold: bool },
 }
 
 /// The answer to a [`Command`].

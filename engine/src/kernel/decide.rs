@@ -61,7 +61,19 @@ impl ShardState {
                 self.list_redemptions(member, before, limit)
             }
             Command::ReadKey { member, key } => self.read_key(member, key),
+            Command::Recall { member, key, item, quantity, hold } => self
+                .answer_to_known_key(&Request { member, key, item, quantity, hold })
+                .unwrap_or_else(|| refused(Code::RedemptionNotFound, 0)),
         }
+    }
+
+    /// The answer to a request whose key is remembered: the first one's, or that it was reused.
+    fn answer_to_known_key(&self, request: &Request) -> Option<Outcome> {
+        let slot = Slot::of(request.member);
+        let state = self.slot(slot);
+        let line = state.members.line(state.members.find(request.member)?);
+        let first = state.redemptions.by_key(line, request.key)?;
+        Some(request.answer_again(slot, first))
     }
 
     fn redeem(

@@ -68,14 +68,15 @@ impl Gate {
     /// Lets a command in or says why not.
     ///
     /// With a full disk a redemption is not turned away here: its key may be known. The HTTP
-    /// layer asks by [`Command::ReadKey`] instead, and says `journal-full` only to new ones.
+    /// layer asks by [`Command::Recall`] instead, and says `journal-full` only to new ones.
     pub fn admit(&self, command: &Command) -> Result<(), Unavailable> {
         let (is_new, writes) = match command {
             Command::Redeem { .. } => (true, true),
             Command::ReadAccount { .. }
             | Command::ReadRedemption { .. }
             | Command::ListRedemptions { .. }
-            | Command::ReadKey { .. } => (false, false),
+            | Command::ReadKey { .. }
+            | Command::Recall { .. } => (false, false),
             Command::Confirm { .. }
             | Command::Cancel { .. }
             | Command::Reverse { .. }

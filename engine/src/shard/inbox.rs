@@ -159,7 +159,8 @@ fn slot_of(command: &Command) -> Slot {
         | Command::Debit { member, .. }
         | Command::ReadAccount { member }
         | Command::ListRedemptions { member, .. }
-        | Command::ReadKey { member, .. } => of(member),
+        | Command::ReadKey { member, .. }
+        | Command::Recall { member, .. } => of(member),
         Command::Confirm { id, .. }
         | Command::Cancel { id, .. }
         | Command::Reverse { id, .. }

@@ -84,7 +84,21 @@ impl Model {
                 }
                 refused(Code::RedemptionNotFound, 0)
             }
+            Command::Recall { member, key, item, quantity, hold } => self
+                .recall(member.get(), key.get(), (item.get(), *quantity, *hold))
+                .unwrap_or_else(|| refused(Code::RedemptionNotFound, 0)),
         }
+    }
+
+    /// What a known key is answered with.
+    fn recall(&self, member: u64, key: u128, body: (u32, u64, bool)) -> Option<Outcome> {
+        let person = self.people.get(&member)?;
+        let r = person.redemptions.iter().find(|r| r.key == key)?;
+        if (r.item, u64::from(r.quantity), r.hold_until.is_some()) != body {
+            return Some(refused(Code::KeyReused, 0));
+        }
+        let view = r.view(member, r.first_state(), r.first_balance);
+        Some(Outcome::Redemption { view, replayed: true })
     }
 
     fn redeem(
@@ -96,17 +110,12 @@ impl Model {
         quantity: u64,
         hold: bool,
     ) -> Outcome {
+        if let Some(answer) = self.recall(member, key, (item, quantity, hold)) {
+            return answer;
+        }
         let nobody = Person::default();
         let known = self.people.get(&member);
         let person = known.unwrap_or(&nobody);
-        if let Some(r) = person.redemptions.iter().find(|r| r.key == key) {
-            let is_same = (r.item, u64::from(r.quantity), r.hold_until.is_some());
-            if is_same != (item, quantity, hold) {
-                return refused(Code::KeyReused, 0);
-            }
-            let view = r.view(member, r.first_state(), r.first_balance);
-            return Outcome::Redemption { view, replayed: true };
-        }
         let Some(rule) = self.items.get(item as usize) else {
             return refused(Code::ItemNotFound, 0);
         };

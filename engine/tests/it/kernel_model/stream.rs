@@ -316,7 +316,12 @@ impl Stream {
     }
 
     fn member_step(&mut self) {
-        let command = self.member_command();
+        let mut command = self.member_command();
+        if let Command::Redeem { member, key, item, quantity, hold } = command
+            && self.random.percent(10)
+        {
+            command = Command::Recall { member, key, item, quantity, hold };
+        }
         let slot = match &command {
             Command::Reverse { id, .. } | Command::ReadRedemption { member: None, id } => id.slot(),
             Command::Redeem { member, .. }
@@ -328,7 +333,8 @@ impl Stream {
             | Command::ReadAccount { member }
             | Command::ReadRedemption { member: Some(member), .. }
             | Command::ListRedemptions { member, .. }
-            | Command::ReadKey { member, .. } => Slot::of(*member),
+            | Command::ReadKey { member, .. }
+            | Command::Recall { member, .. } => Slot::of(*member),
         };
         let shard = self.shard_of(slot);
         let (now, effects) = (NodeTime::new(self.now), &mut self.writers[shard].effects);
