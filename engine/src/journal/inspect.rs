@@ -65,6 +65,9 @@ impl Summary {
     }
 }
 
+/// Prints the records of one frame: where to, the first sequence number, the count, the bytes.
+pub type RecordPrinter<'p> = dyn FnMut(&mut dyn Write, Seq, u32, &[u8]) -> io::Result<()> + 'p;
+
 /// One line per frame.
 fn frame_line(at: &FrameAt) -> String {
     let h = &at.header;
@@ -88,14 +91,12 @@ fn frame_line(at: &FrameAt) -> String {
 
 /// Prints segments, frames and records, as far as the journal is whole.
 ///
-/// `print_records` gets the first sequence number, the count and the bytes of a frame's records.
-///
 /// Errors: those of opening; what was read before is printed nevertheless.
 pub fn inspect(
     dir: &Path,
     options: InspectOptions,
     out: &mut dyn Write,
-    print_records: &mut dyn FnMut(&mut dyn Write, Seq, u32, &[u8]) -> io::Result<()>,
+    print_records: &mut RecordPrinter<'_>,
 ) -> Result<Summary, JournalError> {
     let disk = open(dir)?;
     let (mut segment, mut printed) = (0, Ok(()));
@@ -131,10 +132,11 @@ pub fn verify(dir: &Path) -> Result<Summary, JournalError> {
     found.as_ref().map(Summary::of).ok_or_else(|| JournalError::Missing { path: dir.to_owned() })
 }
 
+/// A snapshot's own words, or its damage.
+pub type SnapshotFound = Result<snapshot::SnapshotInfo, JournalError>;
+
 /// Reads all kept snapshots in a folder; each with what it says of itself, or its damage.
-pub fn verify_snapshots(
-    dir: &Path,
-) -> Result<Vec<Result<snapshot::SnapshotInfo, JournalError>>, JournalError> {
+pub fn verify_snapshots(dir: &Path) -> Result<Vec<SnapshotFound>, JournalError> {
     let Ok(disk) = RealDisk::open_read_only(dir) else { return Ok(Vec::new()) };
     let numbers = snapshot::list(&disk)?;
     Ok(numbers

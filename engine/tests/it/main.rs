@@ -2,5 +2,6 @@
 //! real sockets; `scripts/test quick` leaves the slow ones out.
 
 mod audit;
+mod journal_crash;
 mod kernel_model;
 mod settings;

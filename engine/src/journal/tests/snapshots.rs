@@ -64,7 +64,8 @@ fn parts_come_back_and_two_snapshots_are_kept() {
 #[test]
 fn a_damaged_newest_snapshot_leads_to_the_older_one() {
     let disk = SimDisk::new(1);
-    (write(&disk, 10), write(&disk, 20));
+    write(&disk, 10);
+    write(&disk, 20);
     let name = "000000000002.snapshot";
     let good = disk.bytes(name).unwrap();
     let changed = |change: &dyn Fn(&mut Vec<u8>)| {
