@@ -73,7 +73,7 @@ pub fn run(
         answers: 0,
         by_class: [0; 4],
         elapsed: Duration::ZERO,
-        latency: Histogram::new(3).expect("three digits are valid"),
+        latency: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds"),
     };
     for connection in &mut open {
         send(connection, pipeline, requests, &mut out)?;

@@ -88,12 +88,11 @@ impl Inbox {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Unavailable::Overloaded);
         }
-        self.wake();
         Ok(())
     }
 
     /// Wakes the shard if it sleeps: one system call at most per sleep, not per request.
-    fn wake(&self) {
+    pub fn wake(&self) {
         // Dekker's handshake with `sleep`: the push above and the flag below, in one order for
         // both sides, so that either we see it sleeping or it sees our request.
         fence(Ordering::SeqCst);
@@ -143,9 +142,12 @@ impl Inboxes {
         slot.index() % self.inboxes.len()
     }
 
-    pub fn push(&self, request: Request) -> Result<(), Unavailable> {
-        let slot = slot_of(&request.command);
-        self.get(self.shard_of(slot)).push(request)
+    /// Puts a request down and gives its shard, which the caller wakes by [`Inbox::wake`]: now, or
+    /// once for several.
+    pub fn push(&self, request: Request) -> Result<usize, Unavailable> {
+        let shard = self.shard_of(slot_of(&request.command));
+        self.get(shard).push(request)?;
+        Ok(shard)
     }
 }
 
