@@ -8,6 +8,7 @@
 //! Threads: `http-NN`, `shard-NN`, `control`, `journal`, `journal-files`, `persist-NN`,
 //! `snapshot`, and the one that waits here for a signal.
 
+mod audit;
 mod drain;
 mod figures;
 mod start;

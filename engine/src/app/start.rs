@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
+use super::audit::LiveAudit;
 use super::figures::Figures;
 use super::{Addresses, StartError};
 use crate::clock::{Clock, NodeClock};
@@ -72,11 +73,15 @@ impl Node {
         let view = Arc::new(NodeView::default());
         let figures = Arc::new(Figures::default());
         let data = prepare_data(&config)?;
+        let audit: Arc<OnceLock<LiveAudit>> = Arc::default();
         let door = BoundDoor::bind(config.http.clone())?.serve(DoorParts {
             view: Arc::clone(&view),
             clock: Arc::clone(clock),
             figures: Arc::clone(&figures) as _,
-            audit: Arc::new(|| Err(String::from("no audit"))),
+            audit: Arc::new({
+                let audit = Arc::clone(&audit);
+                move || audit.get().map_or_else(|| Err("not ready yet".into()), LiveAudit::run)
+            }),
             spool: data.join("spool"),
         })?;
 
@@ -87,7 +92,19 @@ impl Node {
         let recovered = recover::recover(&opened, &snapshot_disk, &view.readiness)?;
         report_recovery(&opened, &recovered);
 
-        Self::run(config, door, view, &figures, opened, recovered, snapshot_disk, &data)
+        let node =
+            Self::run(config, door, view, &figures, opened, recovered, snapshot_disk, &data)?;
+        let _ = audit.set(LiveAudit {
+            name: format!("http://{}", node.addresses().admin),
+            data,
+            journal: node.journal.journal(),
+            incarnation: node.incarnation,
+            durable: Arc::clone(node.journal.durable()),
+            gauge: Arc::clone(node.journal.gauge()),
+            core: Arc::clone(&node.core),
+            running: Mutex::default(),
+        });
+        Ok(node)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the second half of `start`")]

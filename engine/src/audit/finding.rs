@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::kernel::record::CONTROL;
 use crate::units::{ItemIndex, MemberId, RedemptionId, Seq, Slot};
 
 /// What is checked, in the report's order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Check {
     /// The journal reads to its end: frames, numbers, records, ids, slots.
@@ -119,7 +119,7 @@ impl Check {
 }
 
 /// Whether a finding fails the audit.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// Worth a person's look; the invariant holds.
@@ -129,29 +129,51 @@ pub enum Severity {
 }
 
 /// Where something does not hold: as much of it as is known.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Where {
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "member_text")]
     pub member: Option<MemberId>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "redemption_text")]
     pub redemption: Option<RedemptionId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<ItemIndex>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<Seq>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<Slot>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database_shard: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<u8>,
 }
 
 /// Ids may pass 2^53: they travel as strings.
-#[expect(clippy::ref_option, reason = "serde's signature")]
-fn as_text<T: fmt::Display, S: serde::Serializer>(v: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
-    s.collect_str(v.as_ref().expect("absent ones are skipped"))
+macro_rules! as_text {
+    ($name:ident, $id:ident, $parse:expr) => {
+        mod $name {
+            use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+            use crate::units::$id;
+
+            #[expect(clippy::ref_option, reason = "serde's signature")]
+            pub fn serialize<S: Serializer>(id: &Option<$id>, to: S) -> Result<S::Ok, S::Error> {
+                match id {
+                    Some(id) => to.collect_str(id),
+                    None => to.serialize_none(),
+                }
+            }
+            pub fn deserialize<'de, D: Deserializer<'de>>(
+                from: D,
+            ) -> Result<Option<$id>, D::Error> {
+                let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+                let parse: fn(&str) -> Option<$id> = $parse;
+                parse(&text).map(Some).ok_or_else(|| D::Error::custom("not an id"))
+            }
+        }
+    };
 }
+as_text!(member_text, MemberId, |text| text.parse().ok().map(MemberId::new));
+as_text!(redemption_text, RedemptionId, RedemptionId::parse);
 
 impl Where {
     pub fn seq(seq: Seq) -> Self {
@@ -211,7 +233,7 @@ impl fmt::Display for Where {
 }
 
 /// One thing that does not hold.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Finding {
     pub check: Check,
     pub severity: Severity,

@@ -15,9 +15,9 @@ pub mod replay;
 pub mod report;
 pub mod run;
 pub mod store;
-mod stores;
+pub mod stores;
 
 pub use live::{LiveNode, audit_live};
-pub use offline::{CannotLook, audit_data_dir};
+pub use offline::{CannotLook, DATABASE_DIR, audit_data_dir};
 pub use report::AuditReport;
 pub use run::Progress;

@@ -19,6 +19,8 @@ pub struct ReplayFigures {
     pub records: u64,
     /// Digests compared.
     pub digests: u64,
+    /// Slots whose sums at the end were compared with the auditor's own.
+    pub slots: u64,
 }
 
 /// A slot under replay.
@@ -157,6 +159,7 @@ impl Replay<'_> {
         let Some(state) = &self.slots[slot].state else { return };
         let Some(mine) = own.get(&state.slot()) else { return };
         let theirs = SlotClaim::of(state, Seq::NONE, "replay").mark.sums;
+        self.figures.slots += 1;
         for (name, mine, theirs) in mine.differences(&theirs) {
             let sentence = format!("replay ends with {name} {theirs}, the auditor with {mine}");
             self.findings.violation(Check::I5, Where::slot(state.slot()), sentence);

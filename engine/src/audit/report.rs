@@ -8,9 +8,10 @@
 //! with `check`, `severity`, `where` and `sentence`; at most 1,000 of a check and severity.
 //! Sums of points are strings. Fields are added, never changed, within a version.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::finding::{Check, Finding, Findings, Severity};
 use super::store::ShardFigures;
@@ -22,7 +23,7 @@ pub const REPORT_VERSION: u32 = 1;
 const FINDINGS_SHOWN: usize = 20;
 
 /// What was audited.
-#[derive(Clone, Default, Debug, Serialize)]
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
 pub struct Subject {
     /// The data folder, or the node's address.
     pub name: String,
@@ -38,7 +39,7 @@ pub struct Subject {
 }
 
 /// How a check ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Holds,
@@ -50,10 +51,10 @@ pub enum State {
 }
 
 /// One check.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CheckLine {
     pub check: Check,
-    pub title: &'static str,
+    pub title: Cow<'static, str>,
     pub state: State,
     pub checked: u64,
     pub figures: String,
@@ -62,7 +63,7 @@ pub struct CheckLine {
 }
 
 /// An item's units.
-#[derive(Clone, Default, Debug, Serialize)]
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
 pub struct ItemLine {
     pub sale: String,
     pub sku: String,
@@ -76,7 +77,7 @@ pub struct ItemLine {
 }
 
 /// All points. Units: points, as decimal strings.
-#[derive(Clone, Default, Debug, Serialize)]
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
 pub struct PointsLine {
     pub accounts: u64,
     pub issued: String,
@@ -86,10 +87,10 @@ pub struct PointsLine {
 }
 
 /// The result.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AuditReport {
     pub version: u32,
-    pub verdict: &'static str,
+    pub verdict: Cow<'static, str>,
     pub subject: Subject,
     pub checks: Vec<CheckLine>,
     pub points: PointsLine,
@@ -118,12 +119,20 @@ impl AuditReport {
                 _ => State::Broken,
             };
             let (checked, figures) = made.map_or((0, String::new()), |m| (m.1, m.2.clone()));
-            CheckLine { check, title: check.title(), state, checked, figures, violations, warnings }
+            CheckLine {
+                check,
+                title: check.title().into(),
+                state,
+                checked,
+                figures,
+                violations,
+                warnings,
+            }
         };
         let verdict = if findings.has_violation() { "fail" } else { "pass" };
         Self {
             version: REPORT_VERSION,
-            verdict,
+            verdict: verdict.into(),
             subject,
             checks: Check::ALL.into_iter().map(line).collect(),
             points,
@@ -142,6 +151,10 @@ impl AuditReport {
     }
     pub fn json(&self) -> String {
         serde_json::to_string_pretty(self).expect("numbers and text are JSON")
+    }
+    /// Takes a report back from its JSON form, as a node sent it.
+    pub fn parse(json: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(json)
     }
     pub fn line(&self, check: Check) -> &CheckLine {
         self.checks.iter().find(|line| line.check == check).expect("every check has its line")
@@ -325,5 +338,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&failing.json()).unwrap();
         assert_eq!(json["verdict"], "fail");
         assert_eq!(json["checks"][3]["state"], "broken");
+        let back = AuditReport::parse(&failing.json()).unwrap();
+        assert_eq!(back.to_string(), text);
     }
 }

@@ -314,11 +314,12 @@ impl Summary {
             ),
             (
                 Check::I5,
-                replay.digests,
+                replay.digests + replay.slots,
                 format!(
-                    "{} replayed, {} compared",
+                    "{} replayed, {} compared, sums of {}",
                     counted(replay.records, "record", "records"),
-                    counted(replay.digests, "digest", "digests")
+                    counted(replay.digests, "digest", "digests"),
+                    counted(replay.slots, "slot", "slots")
                 ),
             ),
             (

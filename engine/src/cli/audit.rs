@@ -1,23 +1,62 @@
 //! `onrush audit`: of a stopped node's folder, or of a running node.
+//!
+//! Exit codes: 0 all holds, 1 something does not, 2 nothing could be looked at.
 
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Empty};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::AdminUrl;
 use super::admin::{block_on, send};
+use crate::audit::{AuditReport, Progress, audit_data_dir};
 
 pub fn offline(data: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let _ = json;
-    anyhow::bail!("cannot audit {} yet", data.display())
+    let bar = bar()?;
+    let report = audit_data_dir(data, &mut |progress| show(&bar, progress));
+    bar.finish_and_clear();
+    Ok(tell(&report?, json))
 }
 
 pub fn live(url: &str, json: bool) -> anyhow::Result<ExitCode> {
     let node = AdminUrl { admin: url.into(), operator: "onrush-audit".into() };
     let body = Empty::new().map_err(|never| match never {}).boxed();
-    let answer = block_on(send(&node, "GET", "/v1/audit", None, body))?;
-    let _ = json;
-    println!("{}", serde_json::to_string_pretty(&answer.body)?);
-    Ok(ExitCode::SUCCESS)
+    let bar = bar()?;
+    bar.set_message("the node is auditing itself");
+    let answer = block_on(send(&node, "GET", "/v1/audit", None, body));
+    bar.finish_and_clear();
+    let answer = answer?;
+    if !answer.status.is_success() {
+        bail!("the node answered {}: {}", answer.status, answer.detail());
+    }
+    let report = AuditReport::parse(&answer.body.to_string())
+        .with_context(|| format!("the node at {url} answered with another version's report"))?;
+    Ok(tell(&report, json))
+}
+
+fn tell(report: &AuditReport, json: bool) -> ExitCode {
+    if json {
+        println!("{}", report.json());
+    } else {
+        print!("{report}");
+    }
+    ExitCode::from(report.exit_code())
+}
+
+/// Drawn on a terminal only.
+fn bar() -> anyhow::Result<ProgressBar> {
+    if !std::io::stderr().is_terminal() {
+        return Ok(ProgressBar::hidden());
+    }
+    let style = ProgressStyle::with_template("{msg} [{bar:40}] {percent} %")?.progress_chars("=> ");
+    Ok(ProgressBar::new(1).with_style(style))
+}
+
+fn show(bar: &ProgressBar, progress: Progress) {
+    bar.set_message(progress.step);
+    bar.set_length(progress.of.max(1));
+    bar.set_position(progress.done);
 }

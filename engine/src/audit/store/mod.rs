@@ -15,7 +15,7 @@ mod sums;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::behind::Behind;
 pub use self::ledger::Entries;
@@ -27,7 +27,7 @@ use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
 use crate::units::{ItemIndex, JournalId, Seq, Slot};
 
 /// What of a database shard was looked at.
-#[derive(Clone, Copy, Default, Debug, Serialize)]
+#[derive(Clone, Copy, Default, Debug, Serialize, Deserialize)]
 pub struct ShardFigures {
     pub database_shard: u8,
     pub accounts: u64,

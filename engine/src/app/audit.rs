@@ -1,0 +1,113 @@
+//! `GET /v1/audit`: what the audit of the running node is given to look at.
+//!
+//! It runs on a thread of the door's that may block, one at a time. It holds no part of the node
+//! that a drain must have back: readers of its own, and what threads share anyway.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
+
+use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
+
+use crate::audit::parts::{Claims, SlotClaim};
+use crate::audit::{CannotLook, LiveNode, audit_live, stores};
+use crate::journal::JournalError;
+use crate::journal::disk::RealDisk;
+use crate::journal::files::DiskGauge;
+use crate::journal::open::{journal_dir, snapshot_dir};
+use crate::journal::tail::{DurableMark, Tail};
+use crate::kernel::record::CONTROL;
+use crate::shard::core::Core;
+use crate::shard::message::{Message, SlotContent, SlotReport, Visitor};
+use crate::units::{Incarnation, ItemIndex, JournalId, SLOT_COUNT, Seq};
+
+/// Slots that may be reported and not looked at yet.
+const CREDITS: usize = 256;
+/// How long a shard may take to report its next slot.
+const REPORT_WITHIN: Duration = Duration::from_secs(30);
+
+/// The running node, for its audit.
+pub(super) struct LiveAudit {
+    pub name: String,
+    pub data: PathBuf,
+    pub journal: JournalId,
+    pub incarnation: Incarnation,
+    pub durable: Arc<DurableMark>,
+    pub gauge: Arc<DiskGauge>,
+    pub core: Arc<Core>,
+    /// One audit at a time: each takes as much memory as the node's state.
+    pub running: Mutex<()>,
+}
+
+impl LiveAudit {
+    /// Audits; the report as JSON, or why nothing could be looked at.
+    pub fn run(&self) -> Result<String, String> {
+        let _running = match self.running.try_lock() {
+            Ok(running) => running,
+            Err(TryLockError::Poisoned(running)) => running.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err("another audit is running".into()),
+        };
+        self.audit().map_err(|error| error.to_string())
+    }
+
+    fn audit(&self) -> Result<String, CannotLook> {
+        let disk = RealDisk::open_read_only(&journal_dir(&self.data))
+            .map_err(|e| CannotLook::Read(format!("opening the journal: {e}")))?;
+        let tail = |from: Seq| -> Result<Tail<RealDisk>, JournalError> {
+            Tail::open(disk.clone(), self.journal, from, Arc::clone(&self.durable))
+        };
+        let node = LiveNode {
+            name: self.name.clone(),
+            journal: self.journal,
+            incarnation: self.incarnation,
+            first: &|| self.gauge.first_seq(),
+            durable: &|| self.durable.get(),
+            tail: &tail,
+            snapshots: &snapshot_dir(&self.data),
+            stores: &stores::open(&self.data.join(crate::audit::DATABASE_DIR))?,
+            visit: &|| self.visit(),
+            lines: &|| self.lines(),
+        };
+        let report = audit_live(&node, &mut |progress| {
+            tracing::debug!(step = progress.step, done = progress.done, of = progress.of, "audit");
+        })?;
+        tracing::info!(verdict = %report.verdict, seq = report.subject.last_seq.get(), "audited");
+        Ok(report.json())
+    }
+
+    /// Every slot's digest and sums, and the control state's, each at its own cut.
+    fn visit(&self) -> Result<Claims, CannotLook> {
+        let (sender, reports) = unbounded::<SlotReport>();
+        let visitor = Arc::new(Visitor::new(false, CREDITS, move |report| {
+            // An audit that was given up hears no more.
+            let _ = sender.send(report);
+        }));
+        for inbox in self.core.inboxes.iter() {
+            inbox.send(Message::Visit(Arc::clone(&visitor)));
+        }
+        let (control_in, control_out) = bounded(1);
+        self.core.control.visit(move |report| {
+            let _ = control_in.send(report);
+        });
+        let gave_up = |_: RecvTimeoutError| {
+            CannotLook::Read("the node did not report all its slots: is it stopping?".into())
+        };
+        let mut claims = Claims::default();
+        while claims.slots.len() < SLOT_COUNT {
+            let SlotReport { slot, cut, content } =
+                reports.recv_timeout(REPORT_WITHIN).map_err(gave_up)?;
+            visitor.give_credit();
+            let SlotContent::Figures { digest, totals } = content else { continue };
+            claims.slots.push(SlotClaim::reported(slot, cut, digest, &totals, "the node"));
+        }
+        let control = control_out.recv_timeout(REPORT_WITHIN).map_err(gave_up)?;
+        claims.add_part(CONTROL, control.cut, &control.bytes, "the node")?;
+        Ok(claims)
+    }
+
+    fn lines(&self) -> Vec<(ItemIndex, u64)> {
+        let sales = self.core.catalog.sales();
+        let items = sales.iter().flat_map(|sale| sale.items());
+        items.map(|item| (item, self.core.stock.line(item).free())).collect()
+    }
+}
