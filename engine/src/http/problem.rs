@@ -105,7 +105,7 @@ problems! {
     SaleExists "sale-exists" 409 "Sale exists"
         "Another sale, with another definition, has this id."
     KeyExpired "key-expired" 410 "Key expired"
-        "The sale's request keys were dropped a while after its end. Look under GET /v1/members/me/redemptions."
+        "The sale's keys were dropped after its end. See GET /v1/members/me/redemptions."
     BodyTooLarge "body-too-large" 413 "Body too large"
         "The body is larger than this call takes."
     MediaTypeUnsupported "media-type-unsupported" 415 "Media type unsupported"
