@@ -13,7 +13,6 @@ mod drain;
 mod figures;
 mod start;
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +20,8 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use start::Node;
+
+pub use crate::http::door::Addresses;
 
 use crate::clock::{Clock, RealClock};
 use crate::config::Config;
@@ -59,13 +60,6 @@ pub fn serve(config: Config, ready_file: Option<&Path>) -> Result<ExitCode, Star
     }
     signals.wait();
     Ok(node.stop())
-}
-
-/// The addresses in use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Addresses {
-    pub public: SocketAddr,
-    pub admin: SocketAddr,
 }
 
 /// Two lines, whole or not there: to a temporary name, then renamed.

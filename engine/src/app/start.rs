@@ -260,8 +260,7 @@ impl Node {
     }
 
     pub fn addresses(&self) -> Addresses {
-        let addresses = self.door.addresses();
-        Addresses { public: addresses.public, admin: addresses.admin }
+        self.door.addresses()
     }
 }
 

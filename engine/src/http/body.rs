@@ -39,6 +39,10 @@ pub async fn read(
     len_max: usize,
     patience: Duration,
 ) -> Result<Bytes, Problem> {
+    let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if declared > DISCARD_LEN_MAX.max(len_max) {
+        return Err(Kind::BodyTooLarge.into());
+    }
     // A small body comes in with its head nearly always: no timer is made for it then.
     let mut sofar = Sofar { first: Bytes::new(), rest: BytesMut::new(), len: 0, len_max };
     let ended = poll_fn(|cx| {
@@ -50,7 +54,11 @@ pub async fn read(
     .await?;
     if !ended {
         let rest = poll_fn(|cx| sofar.poll(body, cx));
-        tokio::time::timeout(patience, rest).await.map_err(|_| Kind::RequestTimeout)??;
+        match tokio::time::timeout(patience, rest).await {
+            Ok(read) => read?,
+            Err(_) if declared.max(sofar.len) > len_max => return Err(Kind::BodyTooLarge.into()),
+            Err(_) => return Err(Kind::RequestTimeout.into()),
+        }
     }
     if sofar.len > len_max {
         return Err(Kind::BodyTooLarge.into());

@@ -152,10 +152,10 @@ fn parse_limit(text: &str) -> Option<u16> {
 
 /// A path's redemption id. What is no id names no redemption.
 pub fn redemption_id(text: &str) -> Result<RedemptionId, Problem> {
-    // One spelling only, the one that answers have.
-    let is_canonical = text.len() == uuid::fmt::Hyphenated::LENGTH;
+    // The form that answers have, in either case; the parser knows others.
+    let is_hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
     RedemptionId::parse(text)
-        .filter(|_| is_canonical)
+        .filter(|_| is_hyphenated)
         .ok_or_else(|| Kind::RedemptionNotFound.into())
 }
 

@@ -277,7 +277,9 @@ fn unquoted(field: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    fn check(csv: &[u8]) -> (Vec<(u64, u64)>, Vec<(u64, String)>) {
+    type Found = (Vec<(u64, u64)>, Vec<(u64, String)>);
+
+    fn check(csv: &[u8]) -> Found {
         let folder = tempfile::tempdir().unwrap();
         let mut spool = Spool::create(folder.path()).unwrap();
         for piece in csv.chunks(7) {

@@ -1,7 +1,13 @@
 //! The engine's integration tests, in one binary. Modules named `e2e_*` drive the real node over
 //! real sockets; `scripts/test quick` leaves the slow ones out.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod audit;
+mod http_bad_input;
+mod http_client;
+mod http_conformance;
+mod http_spec;
 mod journal_crash;
 mod kernel_model;
 mod settings;
