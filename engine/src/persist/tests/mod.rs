@@ -5,6 +5,7 @@ mod faults;
 mod histories;
 mod letters;
 mod running;
+mod schema;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
