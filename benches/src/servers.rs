@@ -22,20 +22,25 @@ pub fn binary(name: &str) -> PathBuf {
 impl Server {
     /// Starts `command` pinned to `core` and waits for its ready file.
     ///
-    /// Errors: it ended before, or was not ready within half a minute.
-    pub fn start(mut command: Command, core: usize, ready_file: &Path) -> io::Result<Self> {
-        let _ = std::fs::remove_file(ready_file);
+    /// Errors: it ended before, or was not ready within five minutes.
+    pub fn start(command: Command, core: usize, ready_file: &Path) -> io::Result<Self> {
         let program = command.get_program().to_owned();
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
         let environment: Vec<_> = command
             .get_envs()
             .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
             .collect();
-        command = Command::new("taskset");
+        let mut command = Command::new("taskset");
         command.arg("-c").arg(core.to_string()).arg(program).args(arguments).envs(environment);
+        Self::start_anywhere(command, ready_file)
+    }
+
+    /// The same, on any core.
+    pub fn start_anywhere(mut command: Command, ready_file: &Path) -> io::Result<Self> {
+        let _ = std::fs::remove_file(ready_file);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
         let mut server = Self { child, addresses: Vec::new() };
-        for _ in 0..6000 {
+        for _ in 0..60_000 {
             if let Ok(text) = std::fs::read_to_string(ready_file) {
                 let parsed = text.lines().map(str::parse).collect::<Result<Vec<_>, _>>();
                 server.addresses = parsed.map_err(io::Error::other)?;
@@ -71,8 +76,12 @@ impl Server {
         Ok(kib.unwrap_or(0u64) * 1024)
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(mut self) -> io::Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
     }
 }
 
