@@ -4,12 +4,17 @@
 //! member form a chain, newest first. A key is looked for along the chain while that is short; a
 //! member with a longer one has its keys in an index as well.
 
+use std::cmp::Ordering;
+
 use hashbrown::{HashMap, HashTable};
 
 use super::command::RedemptionState;
 use super::member::Line;
+use super::prefetch::prefetch;
 use crate::units::{ItemIndex, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId, Slot};
 
+/// Redemptions per chunk: what is written stays where it is, so growth copies nothing.
+const CHUNK_LEN: usize = 32;
 /// Members with more remembered redemptions than this have their keys indexed.
 const CHAIN_MAX: u32 = 12;
 const HOLD: u64 = 1 << 8;
@@ -133,7 +138,10 @@ impl Redemption {
 /// The redemptions of a slot, sorted by slot sequence number.
 #[derive(Default)]
 pub(super) struct Redemptions {
-    all: Vec<Redemption>,
+    /// The newest ones, fewer than a chunk; room for a whole one.
+    tail: Vec<Redemption>,
+    /// Chunks of [`CHUNK_LEN`] each.
+    full: Vec<Vec<Redemption>>,
     /// Places of the redemptions of members with long chains, by key.
     long_chains: HashTable<u32>,
     /// The balance answered to the confirmation or cancellation of a hold, by slot sequence
@@ -142,52 +150,96 @@ pub(super) struct Redemptions {
 }
 
 impl Redemptions {
-    pub fn as_slice(&self) -> &[Redemption] {
-        &self.all
+    pub fn len(&self) -> usize {
+        self.full.len() * CHUNK_LEN + self.tail.len()
+    }
+    /// By slot sequence number.
+    pub fn iter(&self) -> impl Iterator<Item = &Redemption> {
+        self.full.iter().flatten().chain(&self.tail)
     }
     #[inline]
     pub fn get(&self, place: usize) -> &Redemption {
-        &self.all[place]
+        match self.full.get(place / CHUNK_LEN) {
+            Some(chunk) => &chunk[place % CHUNK_LEN],
+            None => &self.tail[place - self.full.len() * CHUNK_LEN],
+        }
     }
     pub fn get_mut(&mut self, place: usize) -> &mut Redemption {
-        &mut self.all[place]
+        let first_of_tail = self.full.len() * CHUNK_LEN;
+        match self.full.get_mut(place / CHUNK_LEN) {
+            Some(chunk) => &mut chunk[place % CHUNK_LEN],
+            None => &mut self.tail[place - first_of_tail],
+        }
+    }
+
+    /// Asks for the lines that the next redemption will be written to.
+    #[inline]
+    pub fn prefetch_tail(&self) {
+        let next = self.tail.as_ptr().wrapping_add(self.tail.len());
+        prefetch(next);
+        prefetch(next.cast::<u8>().wrapping_add(64));
     }
 
     /// Where the redemption with this slot sequence number stands.
     pub fn find(&self, slot_seq: u64) -> Option<usize> {
+        if self.len() == 0 {
+            return None;
+        }
         // Without a gap before it, which is nearly always, its place is known.
-        let first = self.all.first()?.slot_seq();
-        let guess = usize::try_from(slot_seq.checked_sub(first)?).ok()?;
-        if self.all.get(guess).is_some_and(|r| r.slot_seq() == slot_seq) {
+        let guess = usize::try_from(slot_seq.checked_sub(self.get(0).slot_seq())?).ok()?;
+        if guess < self.len() && self.get(guess).slot_seq() == slot_seq {
             return Some(guess);
         }
-        self.all.binary_search_by_key(&slot_seq, Redemption::slot_seq).ok()
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            match self.get(middle).slot_seq().cmp(&slot_seq) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return Some(middle),
+                Ordering::Greater => high = middle,
+            }
+        }
+        None
     }
 
     /// Adds the newest redemption of the member in `line`.
+    #[inline]
     pub fn push(&mut self, mut redemption: Redemption, line: &mut Line) {
-        let place = self.all.len();
+        let place = self.len();
         redemption.before = line.remember(place, redemption.key());
-        if place == self.all.capacity() {
-            self.all.reserve_exact((place / 8).max(4));
+        if self.tail.len() == self.tail.capacity() {
+            self.next_chunk();
         }
-        self.all.push(redemption);
+        self.tail.push(redemption);
         if line.remembered() > CHAIN_MAX {
-            if line.remembered() == CHAIN_MAX + 1 {
-                let mut next = self.all[place].before();
-                while let Some(at) = next {
-                    self.index(at);
-                    next = self.all[at].before();
-                }
-            }
-            self.index(place);
+            self.index_chain(place, line.remembered() == CHAIN_MAX + 1);
+        }
+    }
+
+    #[cold]
+    fn next_chunk(&mut self) {
+        let full = std::mem::replace(&mut self.tail, Vec::with_capacity(CHUNK_LEN));
+        if !full.is_empty() {
+            self.full.push(full);
+        }
+    }
+
+    /// Indexes the key at `place`, and at first those before it in the chain.
+    #[cold]
+    fn index_chain(&mut self, place: usize, is_first: bool) {
+        self.index(place);
+        let mut next = self.get(place).before().filter(|_| is_first);
+        while let Some(at) = next {
+            self.index(at);
+            next = self.get(at).before();
         }
     }
 
     fn index(&mut self, place: usize) {
-        let all = &self.all;
-        let hash = |&at: &u32| key_hash(all[at as usize].key());
-        let _ = self.long_chains.insert_unique(key_hash(all[place].key()), place as u32, hash);
+        let mut index = std::mem::take(&mut self.long_chains);
+        let hash = |&at: &u32| key_hash(self.get(at as usize).key());
+        index.insert_unique(key_hash(self.get(place).key()), place as u32, hash);
+        self.long_chains = index;
     }
 
     /// The member's redemption that the key stands for.
@@ -198,10 +250,10 @@ impl Redemptions {
         }
         if line.remembered() > CHAIN_MAX {
             let is_it = |&at: &u32| {
-                let redemption = &self.all[at as usize];
+                let redemption = self.get(at as usize);
                 redemption.key() == key && redemption.member() == line.member()
             };
-            return self.long_chains.find(key_hash(key), is_it).map(|&at| &self.all[at as usize]);
+            return self.long_chains.find(key_hash(key), is_it).map(|&at| self.get(at as usize));
         }
         self.chain(line).find(|redemption| redemption.key() == key)
     }
@@ -211,7 +263,7 @@ impl Redemptions {
         self.chain_from(line.newest())
     }
     pub fn chain_from(&self, place: Option<usize>) -> impl Iterator<Item = &Redemption> {
-        std::iter::successors(place, |&at| self.all[at].before()).map(|at| &self.all[at])
+        std::iter::successors(place, |&at| self.get(at).before()).map(|at| self.get(at))
     }
 
     /// The balance that the confirmation or cancellation was answered with.
@@ -226,9 +278,10 @@ impl Redemptions {
     }
 
     /// Takes all redemptions out, for [`Self::push`]ing anew those that stay.
-    pub fn take(&mut self) -> Vec<Redemption> {
+    pub fn take(&mut self) -> impl Iterator<Item = Redemption> + use<> {
         self.long_chains.clear();
-        std::mem::take(&mut self.all)
+        let (full, tail) = (std::mem::take(&mut self.full), std::mem::take(&mut self.tail));
+        full.into_iter().flatten().chain(tail)
     }
     pub fn forget_step_balance(&mut self, slot_seq: u64) {
         self.step_balances.remove(&slot_seq);

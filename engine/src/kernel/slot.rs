@@ -85,22 +85,25 @@ pub(super) struct AdminEntry {
 }
 
 /// The members of one slot, with their limits, redemptions and keys.
+///
+/// In the order of use: what every redemption touches stands in the first lines of memory.
+#[repr(C, align(64))]
 pub struct SlotState {
-    pub(super) slot: Slot,
+    pub(super) members: MemberTable,
     /// Redemptions begun so far.
     pub(super) begun: u64,
-    pub(super) members: MemberTable,
+    pub(super) record_count: u64,
+    pub(super) record_checksum: u64,
     pub(super) redemptions: Redemptions,
+    pub(super) slot: Slot,
+    pub(super) sums: LedgerSums,
+    /// Sales whose keys were dropped here, sorted.
+    pub(super) dropped_sales: Vec<SaleIndex>,
     /// Limit counters that their members' lines had no room for.
     pub(super) spilled: HashMap<(MemberId, ItemIndex), Counter, foldhash::fast::FixedState>,
     pub(super) admin_keys: AgedKeys<AdminEntry>,
-    /// Sales whose keys were dropped here, sorted.
-    pub(super) dropped_sales: Vec<SaleIndex>,
     /// Units of redemptions that are no longer here (confirmed), and retired units.
     pub(super) settled_counts: BTreeMap<ItemIndex, ItemCounts>,
-    pub(super) sums: LedgerSums,
-    pub(super) record_count: u64,
-    pub(super) record_checksum: u64,
 }
 
 impl SlotState {
@@ -177,7 +180,7 @@ impl SlotState {
     /// and audit, not for the decision path.
     pub fn item_counts(&self) -> BTreeMap<ItemIndex, ItemCounts> {
         let mut counts = self.settled_counts.clone();
-        for redemption in self.redemptions.as_slice() {
+        for redemption in self.redemptions.iter() {
             let quantity = u64::from(redemption.quantity().get());
             match redemption.state() {
                 RedemptionState::Held => {
@@ -213,5 +216,6 @@ impl SlotState {
     #[inline]
     pub(super) fn prefetch(&self, member: MemberId) {
         self.members.prefetch(member);
+        self.redemptions.prefetch_tail();
     }
 }

@@ -16,7 +16,7 @@
 //! 4 redemption  member, id, key, item, quantity, points, first state, first balance, state,
 //!               expires at, balance of confirmation or cancellation + 1 (0: none)
 //! 5 admin key   key, target (1 credit | 2 debit | 3 reverse), member or id, amount, free, held,
-//!               at
+//!               at; for a reversal also member, item, quantity, points, expires at
 //! 6 dropped     sale
 //! 7 settled     item, confirmed, retired
 //! ```
@@ -77,8 +77,8 @@ impl SlotState {
             put64(out, member.get());
             encode_counter(out, item, counter);
         }
-        put64(out, self.redemptions.as_slice().len() as u64);
-        for redemption in self.redemptions.as_slice() {
+        put64(out, self.redemptions.len() as u64);
+        for redemption in self.redemptions.iter() {
             put64(out, redemption.member().get());
             out.extend_from_slice(&redemption.id(self.slot).get().to_le_bytes());
             out.extend_from_slice(&redemption.key().get().to_le_bytes());
@@ -252,7 +252,7 @@ impl SlotState {
         for (&(member, item), &counter) in &self.spilled {
             digest.add_counter(member, item, counter);
         }
-        for redemption in self.redemptions.as_slice() {
+        for redemption in self.redemptions.iter() {
             let step = self.redemptions.step_balance(redemption.slot_seq());
             let fields = [
                 u128::from(redemption.member().get()),
@@ -277,6 +277,12 @@ impl SlotState {
             };
             let figures = [amount.get(), entry.free.get(), entry.held.get(), at.get()];
             let head = [key.get(), target, whom];
+            let reversed = entry.reversed.map(|view| {
+                let (item, quantity) = (view.item.get(), view.quantity.get());
+                let points = [view.points.get(), view.expires_at.get()];
+                [view.member.get(), u64::from(item), u64::from(quantity), points[0], points[1]]
+            });
+            let figures = figures.into_iter().chain(reversed.into_iter().flatten());
             digest.add(5, head.into_iter().chain(figures.map(u128::from)));
         }
         for sale in &self.dropped_sales {

@@ -28,6 +28,9 @@ impl Default for KernelLimits {
     }
 }
 
+/// Lines of memory at the head of a slot's state that every redemption touches.
+const HOT_LINES: usize = 6;
+
 /// When a hold ends, its slot, and its slot sequence number.
 pub(super) type Expiry = Reverse<(NodeTime, Slot, u64)>;
 
@@ -75,7 +78,7 @@ impl ShardState {
         for &sale in state.dropped_sales() {
             self.catalog.mark_keys_dropped(sale);
         }
-        for redemption in state.redemptions.as_slice().iter().filter(|r| r.is_open()) {
+        for redemption in state.redemptions.iter().filter(|r| r.is_open()) {
             let expiry = (redemption.expires_at(), slot, redemption.slot_seq());
             self.expiries.push(Reverse(expiry));
         }
@@ -113,9 +116,9 @@ impl ShardState {
     pub fn prefetch_slot(&self, member: MemberId) {
         if let Some(slot) = &self.slots[Slot::of(member).index()] {
             let head: *const SlotState = &raw const **slot;
-            prefetch(head);
-            prefetch(head.cast::<u8>().wrapping_add(64));
-            prefetch(head.cast::<u8>().wrapping_add(128));
+            for line in 0..HOT_LINES {
+                prefetch(head.cast::<u8>().wrapping_add(64 * line));
+            }
         }
     }
     /// Second hint, some commands later: the member's line.
@@ -125,7 +128,7 @@ impl ShardState {
             slot.prefetch(member);
         }
     }
-    /// Both hints at once.
+    /// Both hints at once: waits for the head of the slot.
     #[inline]
     pub fn prefetch(&self, member: MemberId) {
         self.prefetch_line(member);
@@ -165,7 +168,7 @@ impl ShardState {
         let (first_item, item_count) = self.catalog.items_of(sale).expect("the sale is defined");
         self.catalog.mark_keys_dropped(sale);
         let due: Vec<usize> = {
-            let all = self.slot(slot).redemptions.as_slice().iter().enumerate();
+            let all = self.slot(slot).redemptions.iter().enumerate();
             let due = all.filter(|(_, r)| {
                 r.is_open()
                     && r.expires_at() <= now

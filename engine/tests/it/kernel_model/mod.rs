@@ -255,8 +255,16 @@ impl Model {
         for (&key, used) in &book.admin {
             let (kind, whom, amount) = used.body;
             let figures = [amount, used.free, used.held, used.at].map(u128::from);
-            let fields = [key, kind, whom].into_iter().chain(figures);
-            add(5, &fields.collect::<Vec<_>>());
+            let mut fields = vec![key, kind, whom];
+            fields.extend(figures);
+            if let Outcome::Redemption { view, .. } = &used.outcome {
+                fields.push(u128::from(view.member.get()));
+                fields.push(u128::from(view.item.get()));
+                fields.push(u128::from(view.quantity.get()));
+                fields.push(u128::from(view.points.get()));
+                fields.push(u128::from(view.expires_at.get()));
+            }
+            add(5, &fields);
         }
         for &sale in &book.dropped {
             add(6, &[u128::from(sale)]);

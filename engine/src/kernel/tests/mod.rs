@@ -1,26 +1,32 @@
 //! Tables: one row per command with its outcome. The first walks the whole order of refusal.
 
+mod control;
+mod damage;
+mod rules;
+
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use super::catalog::{ItemRule, SalePhase, SaleRule};
 use super::code::Code;
 use super::command::{Command, Outcome, RedemptionState, RedemptionView};
 use super::effects::Effects;
+use super::record::{AdminNote, Record};
 use super::slot::SlotState;
 use super::state::{KernelLimits, ShardState};
 use crate::units::{
-    ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, SLOT_COUNT, SaleIndex,
-    Slot, TakeUnits,
+    ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId, SLOT_COUNT,
+    SaleIndex, Slot, TakeUnits,
 };
 
 /// Lines that tests look into.
-pub(super) struct TestStock(pub RefCell<Vec<u64>>);
+struct TestStock(RefCell<Vec<u64>>);
 
 impl TestStock {
-    pub fn new(items: usize, free: u64) -> Self {
+    fn new(items: usize, free: u64) -> Self {
         Self(RefCell::new(vec![free; items]))
     }
-    pub fn free(&self, item: u32) -> u64 {
+    fn free(&self, item: u32) -> u64 {
         self.0.borrow()[item as usize]
     }
 }
@@ -34,7 +40,7 @@ impl TakeUnits for TestStock {
     }
 }
 
-pub(super) fn shard() -> ShardState {
+fn shard() -> ShardState {
     let mut shard = ShardState::new(JournalId::new(77), KernelLimits { hold_allowance: 2 });
     for slot in (0..SLOT_COUNT as u16).map(Slot::new) {
         shard.adopt_slot(slot, SlotState::new(slot));
@@ -42,7 +48,7 @@ pub(super) fn shard() -> ShardState {
     shard
 }
 
-pub(super) fn add_sale(shard: &mut ShardState, phase: SalePhase, paused: bool) -> SaleIndex {
+fn add_sale(shard: &mut ShardState, phase: SalePhase, paused: bool) -> SaleIndex {
     let catalog = shard.catalog_mut();
     let sale = SaleIndex::new(catalog.sale_count() as u32);
     let item = ItemRule {
@@ -84,6 +90,97 @@ fn code(outcome: &Outcome) -> Option<(Code, u64)> {
     match outcome {
         Outcome::Refused(refusal) => Some((refusal.code, refusal.detail)),
         _ => None,
+    }
+}
+
+fn open(id: u64, points: u64) -> Command {
+    Command::OpenAccount { member: member(id), points: Points::new(points) }
+}
+
+fn confirm(id: u64, of: RedemptionId) -> Command {
+    Command::Confirm { member: member(id), id: of }
+}
+
+fn cancel(id: u64, of: RedemptionId) -> Command {
+    Command::Cancel { member: member(id), id: of }
+}
+
+fn reverse(of: RedemptionId, key_text: &str) -> Command {
+    Command::Reverse { id: of, key: key(key_text), note: Arc::new(AdminNote::default()) }
+}
+
+fn credit(id: u64, key_text: &str, amount: u64) -> Command {
+    let (key, amount) = (key(key_text), Points::new(amount));
+    Command::Credit { member: member(id), key, amount, note: Arc::new(AdminNote::default()) }
+}
+
+fn debit(id: u64, key_text: &str, amount: u64) -> Command {
+    let (key, amount) = (key(key_text), Points::new(amount));
+    Command::Debit { member: member(id), key, amount, note: Arc::new(AdminNote::default()) }
+}
+
+/// One shard with an open sale of two items, ten units each, and members 7 and 8 with points.
+struct Bed {
+    shard: ShardState,
+    stock: TestStock,
+    effects: Effects,
+    now: u64,
+    /// Every record so far.
+    journal: Vec<u8>,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let mut shard = shard();
+        add_sale(&mut shard, SalePhase::Open, false);
+        let stock = TestStock::new(20, 10);
+        let (effects, journal) = (Effects::default(), Vec::new());
+        let mut bed = Self { shard, stock, effects, now: 1_700_000_000_000, journal };
+        bed.ask(&open(7, 10_000));
+        bed.ask(&open(8, 10_000));
+        bed
+    }
+
+    /// Decides, and leaves the effects of this one command in `effects`.
+    fn ask(&mut self, command: &Command) -> Outcome {
+        self.effects.clear();
+        let now = NodeTime::new(self.now);
+        let outcome = self.shard.decide(now, command, &self.stock, &mut self.effects);
+        self.journal.extend_from_slice(&self.effects.records);
+        outcome
+    }
+
+    fn expire(&mut self) -> usize {
+        self.effects.clear();
+        let expired = self.shard.expire_due(NodeTime::new(self.now), 100, &mut self.effects);
+        self.journal.extend_from_slice(&self.effects.records);
+        expired
+    }
+
+    fn drop_keys(&mut self, sale: u32) {
+        for slot in self.shard.slots().collect::<Vec<_>>() {
+            self.effects.clear();
+            let (sale, now) = (SaleIndex::new(sale), NodeTime::new(self.now));
+            self.shard.drop_keys(slot, sale, now, &mut self.effects);
+            self.journal.extend_from_slice(&self.effects.records);
+        }
+    }
+
+    /// The records of the last command.
+    fn records(&self) -> Vec<Record> {
+        let (mut rest, mut records) = (&self.effects.records[..], Vec::new());
+        while !rest.is_empty() {
+            records.push(Record::take(&mut rest).expect("a whole record").1);
+        }
+        assert_eq!(records.len(), self.effects.record_count as usize);
+        records
+    }
+
+    fn balance(&mut self, id: u64) -> (u64, u64) {
+        match self.ask(&Command::ReadAccount { member: member(id) }) {
+            Outcome::Account { view, .. } => (view.free.get(), view.held.get()),
+            other => panic!("no account: {other:?}"),
+        }
     }
 }
 
