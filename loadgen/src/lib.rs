@@ -6,6 +6,7 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod http;
+pub mod members;
 pub mod plan;
 pub mod random;
 pub mod report;

@@ -1,6 +1,7 @@
 //! A run, resolved: what flags and scenario files come down to.
 
 use crate::http::Target;
+use crate::members::Choice;
 use crate::schedule::{Arrivals, Phase};
 
 /// Everything a run needs to know.
@@ -18,10 +19,22 @@ pub struct Plan {
     pub timeout: u64,
     pub drain: u64,
     pub max_lag: u64,
+    /// For 1 % of requests; beyond it the generator is the bottleneck.
+    pub max_own_lag: u64,
     pub retry: Retry,
     pub work: Work,
     /// Marks at fixed moments after the start.
     pub marks: Vec<(String, u64)>,
+}
+
+impl Plan {
+    /// The phases' names, in their order; a closed loop has one.
+    pub fn phase_names(&self) -> Vec<String> {
+        match &self.load {
+            Load::Open { phases, .. } => phases.iter().map(|p| p.name.clone()).collect(),
+            Load::Closed { .. } => vec!["closed".into()],
+        }
+    }
 }
 
 /// When requests are sent.
@@ -91,6 +104,9 @@ pub struct RedeemWork {
     pub items: Vec<Item>,
     pub first_member: u64,
     pub last_member: u64,
+    pub choice: Choice,
+    /// Per phase: the share of requests that only look at the sale.
+    pub polls: Vec<f64>,
     pub quantity: u32,
     /// Shares of requests, each 0 to 1.
     pub holds: f64,

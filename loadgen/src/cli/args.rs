@@ -1,9 +1,11 @@
-//! Flags and their help.
+//! Flags and their help; a scenario file has the same names, in tables by the headings here.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
 
+use crate::cli::phase::PhaseArg;
 use crate::schedule::Arrivals;
 
 /// Open-loop load generator that knows the ledger.
@@ -30,6 +32,15 @@ Where several hold: 3, then 2, then 99.";
 pub enum Command {
     /// Puts load on a server and reports what came back
     Run(Box<RunArgs>),
+    /// Checks a scenario file or preset, and says what it plans
+    #[command(after_help = "Example:\n  onrush-load check config/load/double-eleven.toml")]
+    Check {
+        /// File, or the name of a preset
+        scenario: PathBuf,
+    },
+    /// Lists the presets, or prints one, to start a scenario of one's own from
+    #[command(after_help = "Example:\n  onrush-load preset steady > my.toml")]
+    Preset { name: Option<String> },
     /// Prints a shell's completion script
     #[command(
         after_help = "Example:\n  onrush-load completions bash > ~/.local/share/bash-completion/completions/onrush-load"
@@ -53,6 +64,10 @@ Examples:
   onrush-load run --target http://127.0.0.1:8080/echo --method POST \\
       --header 'Content-Type: application/json' --body '{\"a\":1}' --rate 1000 --seconds 10
 
+  # A scenario file or a preset, with some values of one's own
+  onrush-load run config/load/steady.toml --rate 500
+  onrush-load run double-eleven --target http://127.0.0.1:8080 --sale spring --threshold 'p99<50ms'
+
   # A flash sale: 200,000 members, the sale's own items, retries with the same key
   onrush-load run --target http://127.0.0.1:8080 --sale double-eleven --members 1-200000 \\
       --rate 20000 --seconds 20 --connections 256 --accepted accepted.jsonl --out results/
@@ -68,10 +83,21 @@ exits; SIGUSR1 sets a mark.";
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub struct RunArgs {
-    /// Server, `http://HOST[:PORT][/PATH]`; several share the connections
-    #[arg(long, value_name = "URL", required = true)]
-    pub target: Vec<String>,
+    /// Scenario file, or the name of a preset; flags override its values
+    pub scenario: Option<PathBuf>,
+    #[command(flatten)]
+    pub scenario_args: ScenarioArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
 
+/// All that a scenario file can say.
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScenarioArgs {
+    /// Server, `http://HOST[:PORT][/PATH]`; several share the connections
+    #[arg(long, value_name = "URL")]
+    pub target: Vec<String>,
     #[command(flatten)]
     pub schedule: ScheduleArgs,
     #[command(flatten)]
@@ -82,12 +108,11 @@ pub struct RunArgs {
     pub redeem: RedeemArgs,
     #[command(flatten)]
     pub check: CheckArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Clone, Args, Deserialize)]
 #[command(next_help_heading = "Schedule")]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ScheduleArgs {
     /// Requests per second [default: 100]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -97,10 +122,10 @@ pub struct ScheduleArgs {
     pub seconds: Option<f64>,
     /// A phase, NAME:SECONDS:RATE or NAME:SECONDS:FROM-TO; several follow each other
     #[arg(long, value_name = "PHASE", conflicts_with = "rate")]
-    pub phase: Vec<String>,
-    /// How arrivals are spread at a given rate
-    #[arg(long, value_enum, default_value_t)]
-    pub arrivals: Arrivals,
+    pub phase: Vec<PhaseArg>,
+    /// How arrivals are spread at a given rate [default: even]
+    #[arg(long, value_enum)]
+    pub arrivals: Option<Arrivals>,
     /// Closed loop over N connections: each sends when it was answered
     #[arg(long, value_name = "N", conflicts_with_all = ["rate", "phase", "connections"])]
     pub closed: Option<usize>,
@@ -112,115 +137,215 @@ pub struct ScheduleArgs {
     pub seed: Option<u64>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Clone, Args, Deserialize)]
 #[command(next_help_heading = "Client")]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClientArgs {
-    /// Connections in all
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub connections: usize,
-    /// Worker threads
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub threads: usize,
-    /// Requests out on one connection at a time
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub pipeline: usize,
-    /// Seconds to wait for a connect or an answer
-    #[arg(long, value_name = "S", default_value_t = 10.0)]
-    pub timeout: f64,
-    /// Seconds to wait for outstanding answers after the schedule
-    #[arg(long, value_name = "S", default_value_t = 30.0)]
-    pub drain: f64,
+    /// Connections in all [default: 64]
+    #[arg(long, value_name = "N")]
+    pub connections: Option<usize>,
+    /// Worker threads [default: 1]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Requests out on one connection at a time [default: 1]
+    #[arg(long, value_name = "N")]
+    pub pipeline: Option<usize>,
+    /// Seconds to wait for a connect or an answer [default: 10]
+    #[arg(long, value_name = "S")]
+    pub timeout: Option<f64>,
+    /// Seconds to wait for outstanding answers after the schedule [default: 30]
+    #[arg(long, value_name = "S")]
+    pub drain: Option<f64>,
     /// Seconds a request may be late before it counts as unsent, which makes the run invalid
-    #[arg(long, value_name = "S", default_value_t = 10.0)]
-    pub max_lag: f64,
-    /// Attempts per request on failures and 503; 0: until answered [default: 1, with --sale 0]
+    /// [default: 10]
+    #[arg(long, value_name = "S")]
+    pub max_lag: Option<f64>,
+    /// Seconds the generator itself may be late, for 1 % of requests, before it counts as the
+    /// bottleneck, which makes the run invalid [default: 0.1]
+    #[arg(long, value_name = "S")]
+    pub max_own_lag: Option<f64>,
+    /// Attempts per request on failures and 503; 0: until answered [default: 1, with a sale 0]
     #[arg(long, value_name = "N")]
     pub attempts: Option<u32>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Clone, Args, Deserialize)]
 #[command(next_help_heading = "Any HTTP service")]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct HttpArgs {
     /// Request method [default: GET, with a body POST]
-    #[arg(long, value_name = "METHOD", conflicts_with = "sale")]
+    #[arg(long, value_name = "METHOD")]
     pub method: Option<String>,
     /// Request field, 'NAME: VALUE'
-    #[arg(long, value_name = "FIELD", conflicts_with = "sale")]
+    #[arg(long, value_name = "FIELD")]
     pub header: Vec<String>,
     /// Request body
-    #[arg(long, value_name = "TEXT", conflicts_with = "sale")]
+    #[arg(long, value_name = "TEXT")]
     pub body: Option<String>,
     /// Request body from a file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["sale", "body"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "body")]
     pub body_file: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Clone, Args, Deserialize)]
 #[command(next_help_heading = "Redemptions")]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RedeemArgs {
     /// Redeem in this sale
     #[arg(long, value_name = "ID")]
     pub sale: Option<String>,
-    /// Members, FIRST-LAST
-    #[arg(long, value_name = "RANGE", default_value = "1-1000", requires = "sale")]
-    pub members: String,
+    /// Members, FIRST-LAST [default: 1-1000]
+    #[arg(long, value_name = "RANGE")]
+    pub members: Option<String>,
+    /// Who comes: `uniform`, `zipf:EXPONENT`, or `hot:COUNT:SHARE` (the first COUNT members, bots
+    /// say, make this share of the requests) [default: uniform]
+    #[arg(long, value_name = "CHOICE")]
+    pub choice: Option<String>,
     /// What is wanted, SKU[:WEIGHT],… [default: the sale's items, equally]
-    #[arg(long, value_name = "ITEMS", requires = "sale", value_delimiter = ',')]
+    #[arg(long, value_name = "ITEMS", value_delimiter = ',')]
     pub items: Vec<String>,
-    /// Units per redemption
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "sale")]
-    pub quantity: u32,
-    /// Share of requests that hold first, 0 to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, requires = "sale")]
-    pub holds: f64,
-    /// Share of holds that are then confirmed
-    #[arg(long, value_name = "SHARE", default_value_t = 0.8, requires = "sale")]
-    pub confirms: f64,
-    /// Share of holds that are cancelled; the rest is abandoned
-    #[arg(long, value_name = "SHARE", default_value_t = 0.15, requires = "sale")]
-    pub cancels: f64,
-    /// Seconds, at most, before a hold is confirmed or cancelled
-    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "sale")]
-    pub think: f64,
-    /// Share of requests sent twice, the second time over another connection
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, requires = "sale")]
-    pub duplicates: f64,
-    /// Writes one line of JSON per accepted redemption
-    #[arg(long, value_name = "FILE", requires = "sale")]
-    pub accepted: Option<PathBuf>,
+    /// Share of redemptions that want the first item; the others share the rest
+    #[arg(long, value_name = "SHARE")]
+    pub hot_item: Option<f64>,
+    /// Units per redemption [default: 1]
+    #[arg(long, value_name = "N")]
+    pub quantity: Option<u32>,
+    /// Share of requests that only look at the sale, as countdowns do, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub polls: Option<f64>,
+    /// Share of redemptions that hold first [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub holds: Option<f64>,
+    /// Share of holds that are then confirmed [default: 0.8]
+    #[arg(long, value_name = "SHARE")]
+    pub confirms: Option<f64>,
+    /// Share of holds that are cancelled; the rest is abandoned [default: 0.15]
+    #[arg(long, value_name = "SHARE")]
+    pub cancels: Option<f64>,
+    /// Seconds, at most, before a hold is confirmed or cancelled [default: 1]
+    #[arg(long, value_name = "S")]
+    pub think: Option<f64>,
+    /// Share of redemptions sent twice, the second time over another connection [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub duplicates: Option<f64>,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Ledger check")]
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[command(next_help_heading = "Checks")]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CheckArgs {
+    /// What must hold, such as 'p99<20ms', 'p99.9{phase=spike}<50ms', 'error-rate<0.1%',
+    /// 'rps>=50000', 'undersold==0'; else exit 99
+    #[arg(long, value_name = "THRESHOLD")]
+    pub threshold: Vec<String>,
     /// After the drain, holds every answer against what can be found (nobody else may be redeeming
     /// in this sale): stock, limits, points, one answer per key, nothing lost, nothing unasked
-    #[arg(long, requires = "sale")]
-    pub check: bool,
+    #[arg(long = "check", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    #[serde(rename = "ledger")]
+    pub check: Option<bool>,
     /// The node's admin listener, for stock totals
-    #[arg(long, value_name = "URL", requires = "check")]
+    #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
     /// Also reads the store: sqlite:DIR, a folder of database shards
-    #[arg(long, value_name = "STORE", requires = "check")]
+    #[arg(long, value_name = "STORE")]
     pub store: Option<String>,
-    /// Seconds the store may take to catch up
-    #[arg(long, value_name = "S", default_value_t = 30.0, requires = "check")]
-    pub store_wait: f64,
+    /// Seconds the store may take to catch up [default: 30]
+    #[arg(long, value_name = "S")]
+    pub store_wait: Option<f64>,
     /// Points before the run: a CSV file `member,points`, or `ask` to ask for each member
-    #[arg(long, value_name = "FILE", requires = "check")]
+    #[arg(long, value_name = "FILE")]
     pub balances: Option<String>,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Writes summary.json into this folder
+    /// Writes summary.json, seconds.csv, latency.hlog and report.html into this folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Writes one line of JSON per accepted redemption
+    #[arg(long, value_name = "FILE")]
+    pub accepted: Option<PathBuf>,
     /// Prints the summary as JSON instead of the report
     #[arg(long)]
     pub json: bool,
     /// No progress on stderr
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+macro_rules! overlay {
+    ($($type:ident { $($option:ident),*; $($list:ident),* })*) => {
+        $(impl $type {
+            /// Puts these values over those of a file.
+            #[must_use]
+            fn over(self, file: Self) -> Self {
+                Self {
+                    $($option: self.$option.or(file.$option),)*
+                    $($list: if self.$list.is_empty() { file.$list } else { self.$list },)*
+                }
+            }
+        })*
+    };
+}
+
+overlay! {
+    ClientArgs { connections, threads, pipeline, timeout, drain, max_lag, max_own_lag, attempts; }
+    RedeemArgs {
+        sale, members, choice, hot_item, quantity, polls, holds, confirms, cancels, think, duplicates; items
+    }
+    CheckArgs { check, admin, store, store_wait, balances; threshold }
+}
+
+impl ScheduleArgs {
+    /// A rate, phases or a closed loop replace the file's whole shape.
+    fn over(self, file: Self) -> Self {
+        let mut base = file;
+        if self.rate.is_some() || self.closed.is_some() || !self.phase.is_empty() {
+            base = Self { rate: None, seconds: None, phase: Vec::new(), closed: None, ..base };
+        }
+        Self {
+            rate: self.rate.or(base.rate),
+            seconds: self.seconds.or(base.seconds),
+            phase: if self.phase.is_empty() { base.phase } else { self.phase },
+            arrivals: self.arrivals.or(base.arrivals),
+            closed: self.closed.or(base.closed),
+            mark: if self.mark.is_empty() { base.mark } else { self.mark },
+            seed: self.seed.or(base.seed),
+        }
+    }
+}
+
+impl HttpArgs {
+    /// A body replaces the file's, however it is given.
+    fn over(self, file: Self) -> Self {
+        let has_body = self.body.is_some() || self.body_file.is_some();
+        Self {
+            method: self.method.or(file.method),
+            header: if self.header.is_empty() { file.header } else { self.header },
+            body: self.body.or(file.body.filter(|_| !has_body)),
+            body_file: self.body_file.or(file.body_file.filter(|_| !has_body)),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        let Self { method, header, body, body_file } = self;
+        method.is_none() && header.is_empty() && body.is_none() && body_file.is_none()
+    }
+}
+
+impl ScenarioArgs {
+    /// Puts the flags over a file's values.
+    #[must_use]
+    pub fn over(self, file: Self) -> Self {
+        Self {
+            target: if self.target.is_empty() { file.target } else { self.target },
+            schedule: self.schedule.over(file.schedule),
+            client: self.client.over(file.client),
+            http: self.http.over(file.http),
+            redeem: self.redeem.over(file.redeem),
+            check: self.check.over(file.check),
+        }
+    }
 }

@@ -1,15 +1,24 @@
 //! The command line.
 
 pub mod args;
+pub mod phase;
 pub mod resolve;
 pub mod run;
+pub mod scenario;
 
 use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
 
+use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 
+use crate::clock;
+use crate::plan::Load;
 use crate::report::verdict::exit;
+use crate::schedule::{Schedule, Share};
 use args::{Cli, Command};
+use scenario::Preset;
 
 /// Runs the command; the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
@@ -24,6 +33,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Check { scenario } => check(&scenario),
+        Command::Preset { name } => preset(name.as_deref()),
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
@@ -38,4 +49,49 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         eprintln!("onrush-load: {e:#}");
         exit::USAGE
     })
+}
+
+/// Says what a scenario plans, or what is wrong with it.
+fn check(path: &Path) -> Result<u8> {
+    let scenario = scenario::read(path)?;
+    let offline = resolve::Offline::of(&scenario).with_context(|| path.display().to_string())?;
+    let mut lines = vec![format!("{}: good", path.display())];
+    match &offline.load {
+        Load::Closed { nanoseconds } => {
+            lines.push(format!("  closed loop for {} s", clock::to_seconds(*nanoseconds)));
+        }
+        Load::Open { phases, arrivals } => {
+            lines.extend(phases.iter().map(|p| {
+                format!("  {:<16} {:>8} s  {} to {}/s", p.name, p.seconds, p.from_rate, p.to_rate)
+            }));
+            let seconds = crate::schedule::total_seconds(phases);
+            let share = Share { index: 0, of: 1 };
+            let seed = scenario.schedule.seed.unwrap_or(1);
+            let planned = Schedule::new(phases, *arrivals, seed, share).count();
+            lines.push(format!("  in all {planned} requests in {seconds} s"));
+        }
+    }
+    lines.push(format!("  over {} connections, {} threads", offline.connections, offline.threads));
+    say(&(lines.join("\n") + "\n"));
+    Ok(exit::GOOD)
+}
+
+/// Prints a preset, or their list.
+fn preset(name: Option<&str>) -> Result<u8> {
+    match name {
+        None => {
+            for p in scenario::PRESETS {
+                say(&format!("{:<16}{}\n", p.name, p.about()));
+            }
+        }
+        Some(name) => {
+            say(Preset::named(name).with_context(|| format!("{name}: no such preset"))?.text);
+        }
+    }
+    Ok(exit::GOOD)
+}
+
+/// Writes to standard output. A closed pipe is the reader's choice, and no error.
+pub fn say(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

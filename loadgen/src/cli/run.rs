@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::check;
 use crate::cli::args::RunArgs;
-use crate::cli::resolve;
+use crate::cli::{resolve, scenario};
 use crate::clock::Clock;
 use crate::plan::{Load, Plan, Work};
 use crate::report::summary::Summary;
@@ -20,13 +20,20 @@ use crate::work::accepted;
 
 /// Runs and reports; the exit code.
 pub fn run(args: &RunArgs) -> Result<u8> {
-    let plan = resolve::plan(args)?;
-    let check = resolve::check(args)?;
+    let flags = args.scenario_args.clone();
+    let scenario = match &args.scenario {
+        Some(file) => flags.over(scenario::read(file)?),
+        None => flags,
+    };
+    let thresholds = resolve::Offline::of(&scenario)?.thresholds;
+    let check =
+        resolve::check(&scenario)?.map(|c| check::Options { quiet: args.output.quiet, ..c });
+    let plan = resolve::plan(&scenario)?;
     // Before the run: a report that cannot be written should not cost one.
     if let Some(dir) = &args.output.out {
         std::fs::create_dir_all(dir).with_context(|| format!("--out {}", dir.display()))?;
     }
-    let accepted_file = args.redeem.accepted.as_deref().map(create).transpose()?;
+    let accepted_file = args.output.accepted.as_deref().map(create).transpose()?;
     if matches!(plan.load, Load::Closed { .. }) && !args.output.quiet {
         eprintln!("closed loop: it cannot see the waiting that a slow answer causes for others");
     }
@@ -43,7 +50,8 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         check::after(&mut outcomes, before, options)
             .map(|checked| check::Checked { seconds: seconds(), ..checked })
     });
-    let summary = Summary::of(&outcomes, checked);
+    let mut summary = Summary::of(&outcomes, checked);
+    summary.thresholds = thresholds.iter().map(|t| t.judge(&outcomes, &summary)).collect();
     if let (Some(file), Work::Redeem(work)) = (accepted_file, &outcomes.plan.work) {
         let mut out = BufWriter::new(file);
         accepted::write_lines(&mut out, &outcomes.ledger, work, outcomes.plan.seed)
@@ -67,7 +75,8 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         stdout.write_all(text::render(&summary).as_bytes())
     };
     let violated = summary.ledger.as_ref().is_some_and(|l| l.finding_count > 0);
-    Ok(verdict::exit_code(violated, !summary.valid, false))
+    let missed = summary.thresholds.iter().any(|t| !t.passed);
+    Ok(verdict::exit_code(violated, !summary.valid, missed))
 }
 
 fn create(path: &Path) -> Result<File> {

@@ -2,4 +2,5 @@
 
 pub mod summary;
 pub mod text;
+pub mod threshold;
 pub mod verdict;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::check::{CheckError, Checked};
 use crate::plan::{Load, Plan, Work};
+use crate::report::threshold::Judgement;
 use crate::report::verdict;
 use crate::run::Outcomes;
 use crate::stats::{self, Cell, Class, Counters, Latency, Outcome, OutcomeKey};
@@ -48,6 +49,7 @@ pub struct Summary {
     /// What the ledger check looked at; missing without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check: Option<Checked>,
+    pub thresholds: Vec<Judgement>,
 }
 
 #[derive(Debug, Serialize)]
@@ -268,6 +270,7 @@ impl Summary {
             },
             ledger: ledger(run),
             check,
+            thresholds: Vec::new(),
         }
     }
 }

@@ -130,6 +130,11 @@ fn write(out: &mut String, s: &Summary) -> fmt::Result {
             writeln!(out, "  {}: {}", f.kind, f.text)?;
         }
     }
+    for t in &s.thresholds {
+        let verdict = if t.passed { "passed" } else { "MISSED" };
+        let value = t.value.map_or("nothing measured".into(), |v| format!("{v:.4}"));
+        writeln!(out, "threshold {verdict}: {} (it was {value})", t.threshold)?;
+    }
     let g = &s.generator;
     writeln!(
         out,

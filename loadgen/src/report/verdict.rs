@@ -3,9 +3,7 @@
 use crate::plan::Load;
 use crate::run::Outcomes;
 
-/// Units: microseconds. Beyond this the generator, not the server, made requests wait.
-const MOST_LAG_P99: u64 = 50_000;
-/// A worker this busy is the bottleneck if it was also late.
+/// A worker this busy is the bottleneck if it was also this late. Units: microseconds.
 const MOST_BUSY: f64 = 0.97;
 const BUSY_LAG_P99: u64 = 5_000;
 
@@ -26,7 +24,7 @@ pub fn invalid_reasons(run: &Outcomes) -> Vec<String> {
     if matches!(run.plan.load, Load::Open { .. }) {
         let lag = run.stats.lag.value_at_quantile(0.99);
         let busy = run.stats.busy_share;
-        if lag > MOST_LAG_P99 || (busy > MOST_BUSY && lag > BUSY_LAG_P99) {
+        if lag > run.plan.max_own_lag / 1000 || (busy > MOST_BUSY && lag > BUSY_LAG_P99) {
             reasons.push(format!(
                 "the generator is the bottleneck: 1 % of requests went out {:.1} ms or more late \
                  though a connection was free (busiest worker {:.0} % of its processor)",

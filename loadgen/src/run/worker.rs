@@ -23,7 +23,7 @@ use crate::random::Random;
 use crate::run::conductor::Shared;
 use crate::schedule::{Schedule, Share};
 use crate::stats::{self, Class, Failure, Place, Second, Stats};
-use crate::work::{ANY, Request, Workload};
+use crate::work::{ANY, Kind, Request, Workload};
 
 /// A request on a connection.
 #[derive(Clone, Copy, Debug)]
@@ -177,7 +177,6 @@ impl Worker {
         {
             return self.later.pop().map(|Reverse(l)| l.request);
         }
-        let first = self.workload.first_kind();
         let (number, planned, phase) = match &mut self.source {
             Source::Open(schedule) => loop {
                 let arrival = *schedule.peek()?;
@@ -205,7 +204,10 @@ impl Worker {
                 (number, now, 0)
             }
         };
-        if let Some((kind, after)) = self.workload.companion(number) {
+        let first = self.workload.first_kind(number, phase);
+        if first == Kind::Redeem
+            && let Some((kind, after)) = self.workload.companion(number)
+        {
             self.stats.counters.follow_ups += 1;
             self.stats.counters.duplicates += 1;
             let planned = planned + after;

@@ -30,16 +30,12 @@ pub const ANY: u32 = u32::MAX;
 pub enum Kind {
     Plain,
     Redeem,
+    /// A look at the sale.
+    Poll,
     /// The same redemption once more, with its key.
     Duplicate,
     Confirm,
     Cancel,
-}
-
-impl Kind {
-    pub const fn is_follow_up(self) -> bool {
-        !matches!(self, Self::Plain | Self::Redeem)
-    }
 }
 
 /// What an answer means for its request.
@@ -68,10 +64,11 @@ impl Workload {
         }
     }
 
-    pub const fn first_kind(&self) -> Kind {
+    /// What the request with this number is.
+    pub fn first_kind(&self, number: u64, phase: u16) -> Kind {
         match self {
             Self::Plain(_) => Kind::Plain,
-            Self::Redeem(_) => Kind::Redeem,
+            Self::Redeem(r) => r.first_kind(number, phase),
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Redeem {
 
 #[derive(Debug)]
 struct Heads {
+    /// All of a look at the sale.
+    poll: Vec<u8>,
     /// Up to the member's id.
     redeem: Vec<u8>,
     /// `POST …/redemptions/`, to be followed by the id.
@@ -87,7 +89,7 @@ pub fn key(seed: u64, number: u64) -> String {
 /// What the request with this number is about.
 pub fn choose(work: &RedeemWork, weights: &[f64], seed: u64, number: u64) -> Choice {
     let mut random = Random::of_request(seed, number);
-    let member = work.first_member + random.below(work.last_member - work.first_member + 1);
+    let member = work.choice.pick(&mut random, work.first_member, work.last_member);
     let pick = random.unit() * weights.last().copied().unwrap_or(0.0);
     let item = weights.partition_point(|&w| w <= pick).min(weights.len() - 1);
     let hold = random.chance(work.holds);
@@ -126,6 +128,8 @@ impl Redeem {
                 let (base, host) = (t.base_path(), &t.host);
                 let sale = &work.sale;
                 Heads {
+                    poll: format!("GET {base}/v1/sales/{sale} HTTP/1.1\r\nHost: {host}\r\n\r\n")
+                        .into_bytes(),
                     redeem: format!(
                         "POST {base}/v1/sales/{sale}/redemptions HTTP/1.1\r\nHost: {host}\r\n\
                          Content-Type: application/json\r\nX-Member-Id: "
@@ -155,6 +159,15 @@ impl Redeem {
         choose(&self.work, &self.weights, self.seed, number)
     }
 
+    pub fn first_kind(&self, number: u64, phase: u16) -> Kind {
+        let share = self.work.polls.get(phase as usize).copied().unwrap_or(0.0);
+        if share > 0.0 && Random::of_request(!self.seed, number).chance(share) {
+            Kind::Poll
+        } else {
+            Kind::Redeem
+        }
+    }
+
     pub fn companion(&self, number: u64) -> Option<(Kind, u64)> {
         let choice = self.choice(number);
         choice.duplicate.then_some((Kind::Duplicate, choice.spread % DUPLICATE_WITHIN))
@@ -165,6 +178,7 @@ impl Redeem {
         let heads = &self.heads[target];
         let mut digits = itoa::Buffer::new();
         match request.kind {
+            Kind::Poll => out.extend_from_slice(&heads.poll),
             Kind::Confirm | Kind::Cancel => {
                 let id = self.ledger.accepted.get(&request.number).map_or("", |a| &*a.id);
                 out.extend_from_slice(&heads.step);
@@ -196,6 +210,7 @@ impl Redeem {
     ) -> Judged<'a> {
         let code = if answer.status >= 400 { problem_code(answer.body) } else { "" };
         let next = match request.kind {
+            Kind::Poll => None,
             Kind::Confirm | Kind::Cancel => {
                 self.stepped(request, answer.status);
                 None
@@ -211,6 +226,7 @@ impl Redeem {
 
     pub fn unknown(&mut self, request: &Request) {
         match request.kind {
+            Kind::Poll => {}
             Kind::Confirm | Kind::Cancel => {
                 if let Some(a) = self.ledger.accepted.get_mut(&request.number) {
                     a.state = State::Unknown;
@@ -392,6 +408,8 @@ mod tests {
             ],
             first_member: 10,
             last_member: 19,
+            choice: crate::members::Choice::Uniform,
+            polls: vec![0.0],
             quantity: 1,
             holds: 0.5,
             duplicates: 0.1,

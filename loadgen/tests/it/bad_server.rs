@@ -36,10 +36,14 @@ fn one_bad_answer_is_one_outcome_and_the_rest_is_counted_right() {
         ("malformed", b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", false),
         ("503", b"HTTP/1.1 503 X\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", true),
     ];
-    for (name, bytes, hang_up) in cases {
-        let ran = against(bytes, hang_up);
-        assert_eq!(outcome(&ran, name)["requests"], 1, "{name}: {}", ran.stdout);
-    }
+    std::thread::scope(|scope| {
+        for (name, bytes, hang_up) in cases {
+            scope.spawn(move || {
+                let ran = against(bytes, hang_up);
+                assert_eq!(outcome(&ran, name)["requests"], 1, "{name}: {}", ran.stdout);
+            });
+        }
+    });
 }
 
 #[test]

@@ -166,8 +166,14 @@ fn each_kind_of_lie_is_caught_with_the_request_it_is_about() {
         (Lie::ForgetsLimit, "limit-passed", &[]),
         (Lie::ForgetsConfirm, "not-as-answered", &["--holds", "1", "--think", "0.1"]),
     ];
-    for (lie, kind, more) in cases {
-        let ran = checked(mall().lying(*lie), more);
+    let runs: Vec<Ran> = thread::scope(|scope| {
+        let running: Vec<_> = cases
+            .iter()
+            .map(|(lie, _, more)| scope.spawn(|| checked(mall().lying(*lie), more)))
+            .collect();
+        running.into_iter().map(|r| r.join().unwrap()).collect()
+    });
+    for ((lie, kind, _), ran) in cases.iter().zip(runs) {
         assert_eq!(ran.code, 3, "{lie:?}: {:?} {}", findings(&ran), ran.stderr);
         let found = findings(&ran);
         assert!(found.iter().any(|f| f.contains(kind)), "{lie:?}: {found:?}");

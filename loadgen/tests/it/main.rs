@@ -8,6 +8,7 @@ mod figures;
 mod ledger_check;
 mod mall;
 mod redemptions;
+mod scenarios;
 mod server;
 mod tool;
 mod usage;

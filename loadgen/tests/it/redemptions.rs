@@ -165,8 +165,21 @@ fn overload_is_retried_with_the_same_key_until_it_is_over() {
         }
         inside.lock().unwrap().handle(ask)
     });
-    let ran =
-        run(&server.url(), &["--sale", "s1", "--items", "a:2", "--rate", "200", "--seconds", "1"]);
+    let ran = run(
+        &server.url(),
+        &[
+            "--sale",
+            "s1",
+            "--members",
+            "1-9000000",
+            "--items",
+            "a:2",
+            "--rate",
+            "200",
+            "--seconds",
+            "1",
+        ],
+    );
     assert_eq!(ran.code, 0, "{}", ran.stdout);
     assert_eq!(outcome(&ran, "503 overloaded")["attempts"], 100);
     assert_eq!(outcome(&ran, "503 overloaded")["requests"], 0);

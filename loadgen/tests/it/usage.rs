@@ -26,6 +26,18 @@ fn wrong_usage_is_exit_1_with_a_clear_line() {
         (&["run", "--target", url, "--sale", "a", "--items", "x", "--holds", "1.5"], "--holds"),
         (&["run", "--target", url, "--mark", "x"], "NAME=SECONDS"),
         (&["run", "--target", url, "--body-file", "/no/such/file"], "/no/such/file"),
+        (&["run", "--target", url, "--holds", "0.5"], "needs --sale"),
+        (&["run", "--target", url, "--check"], "needs --sale"),
+        (&["run", "--target", url, "--sale", "a", "--store", "sqlite:x"], "need --check"),
+        (&["run", "--target", url, "--sale", "a", "--method", "PUT"], "its own requests"),
+        (&["run", "--target", url, "--sale", "a", "--items", "x", "--choice", "zipf"], "--choice"),
+        (&["run", "--target", url, "--threshold", "p99<5"], "unit"),
+        (&["run", "--target", url, "--threshold", "p99{phase=x}<5ms"], "no phase x"),
+        (&["run", "--target", url, "--phase", "a:1:1", "--phase", "a:1:1"], "same name"),
+        (&["run", "no-such-preset"], "double-eleven"),
+        (&["run", "/no/such.toml"], "/no/such.toml"),
+        (&["check", "/no/such.toml"], "/no/such.toml"),
+        (&["preset", "no-such-preset"], "no such preset"),
     ];
     for (args, expected) in cases {
         let ran = tool(args);
@@ -37,7 +49,13 @@ fn wrong_usage_is_exit_1_with_a_clear_line() {
 
 #[test]
 fn help_has_examples_and_exit_codes() {
-    for args in [&["--help"][..], &["run", "--help"], &["completions", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["completions", "--help"],
+        &["check", "--help"],
+        &["preset", "--help"],
+    ] {
         let ran = tool(args);
         assert_eq!(ran.code, 0);
         assert!(ran.stdout.contains("Usage"), "{}", ran.stdout);
