@@ -31,7 +31,7 @@ impl SlotState {
 
     /// The remembered redemptions, in the order of their beginning.
     pub fn dump_redemptions(&self) -> impl Iterator<Item = RedemptionDump> {
-        self.redemptions.as_slice().iter().map(|r| RedemptionDump {
+        self.redemptions.iter().map(|r| RedemptionDump {
             id: r.id(self.slot),
             member: r.member(),
             key: r.key(),

@@ -173,7 +173,7 @@ impl SlotState {
 
     /// Members with a remembered request key, and the item it was for.
     pub fn keyed(&self) -> impl Iterator<Item = (ItemIndex, MemberId)> {
-        self.redemptions.as_slice().iter().map(|r| (r.item(), r.member()))
+        self.redemptions.iter().map(|r| (r.item(), r.member()))
     }
 
     /// Units by item, of all redemptions that this slot ever had. Counts them anew: for adoption
