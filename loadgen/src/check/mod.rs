@@ -13,6 +13,7 @@
 
 pub mod after;
 pub mod before;
+pub mod file;
 pub mod points;
 pub mod store;
 pub mod view;

@@ -17,12 +17,12 @@ pub type Id = [u8; 16];
 
 /// A row of `redemptions`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Row {
-    member: u64,
-    sku: String,
-    quantity: u32,
-    points: u64,
-    state: &'static str,
+pub struct Row {
+    pub member: u64,
+    pub sku: String,
+    pub quantity: u32,
+    pub points: u64,
+    pub state: &'static str,
 }
 
 /// Parses the text of an id.
@@ -113,7 +113,8 @@ fn wait_for(
     }
 }
 
-fn rows_of_sale(dir: &Path, sale: &str) -> Result<HashMap<Id, Row>, CheckError> {
+/// All of a sale's redemptions that the store has.
+pub fn rows_of_sale(dir: &Path, sale: &str) -> Result<HashMap<Id, Row>, CheckError> {
     let shards = open(dir)?;
     // Sales and items are written to one shard only, by the control partition.
     let mut skus: HashMap<(i64, i64), String> = HashMap::new();

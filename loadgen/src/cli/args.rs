@@ -32,12 +32,9 @@ Where several hold: 3, then 2, then 99.";
 pub enum Command {
     /// Puts load on a server and reports what came back
     Run(Box<RunArgs>),
-    /// Checks a scenario file or preset, and says what it plans
-    #[command(after_help = "Example:\n  onrush-load check config/load/double-eleven.toml")]
-    Check {
-        /// File, or the name of a preset
-        scenario: PathBuf,
-    },
+    /// Checks a scenario file, or a file of accepted redemptions against a node's database shards
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(CheckFileArgs),
     /// Lists the presets, or prints one, to start a scenario of one's own from
     #[command(after_help = "Example:\n  onrush-load preset steady > my.toml")]
     Preset { name: Option<String> },
@@ -46,6 +43,29 @@ pub enum Command {
         after_help = "Example:\n  onrush-load completions bash > ~/.local/share/bash-completion/completions/onrush-load"
     )]
     Completions { shell: clap_complete::Shell },
+}
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  # What a scenario plans, or what is wrong with it
+  onrush-load check config/load/double-eleven.toml
+
+  # Whether every 201 that a run saw is stored as it was told: exit 3 when one is not.
+  # The store must have caught up.
+  onrush-load check --accepted accepted.jsonl --data ./data";
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub struct CheckFileArgs {
+    /// Scenario file, or the name of a preset
+    #[arg(group = "what")]
+    pub scenario: Option<PathBuf>,
+    /// File that `run --accepted` wrote
+    #[arg(long, value_name = "FILE", group = "what", requires = "data")]
+    pub accepted: Option<PathBuf>,
+    /// The node's data folder; its database shards are read
+    #[arg(long, value_name = "DIR", requires = "accepted")]
+    pub data: Option<PathBuf>,
 }
 
 const RUN_EXAMPLES: &str = "\

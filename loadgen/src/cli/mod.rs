@@ -33,7 +33,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Check { scenario } => check(&scenario),
+        Command::Check(args) => match (&args.scenario, &args.accepted, &args.data) {
+            (_, Some(file), Some(data)) => check_accepted(file, data),
+            (Some(scenario), ..) => check(scenario),
+            // The parser wants one of them.
+            _ => Ok(exit::USAGE),
+        },
         Command::Preset { name } => preset(name.as_deref()),
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -73,6 +78,20 @@ fn check(path: &Path) -> Result<u8> {
     }
     lines.push(format!("  over {} connections, {} threads", offline.connections, offline.threads));
     say(&(lines.join("\n") + "\n"));
+    Ok(exit::GOOD)
+}
+
+/// Holds a file of accepted redemptions against the database shards.
+fn check_accepted(file: &Path, data: &Path) -> Result<u8> {
+    let (count, findings) = crate::check::file::check(file, &data.join("db"))?;
+    for finding in findings.examples().iter().take(20) {
+        say(&format!("{}: {}\n", finding.kind, finding.text));
+    }
+    if findings.total() > 0 {
+        say(&format!("{} of {count} accepted redemptions are wrong\n", findings.total()));
+        return Ok(exit::LEDGER);
+    }
+    say(&format!("all {count} accepted redemptions are in the database shards, as answered\n"));
     Ok(exit::GOOD)
 }
 

@@ -248,3 +248,24 @@ fn a_check_that_cannot_look_makes_the_run_invalid() {
     assert_eq!(ran.code, 2, "{} {}", ran.stdout, ran.stderr);
     assert!(ran.summary["invalid_reasons"].to_string().contains("could not be checked"));
 }
+
+#[test]
+fn a_file_of_accepted_redemptions_is_held_against_the_database_shards() {
+    for (lie, code) in [(Lie::None, 0), (Lie::StoreLoses, 3)] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("db")).unwrap();
+        let (server, _mall) = open(mall().with_store(&dir.path().join("db")).lying(lie));
+        let file = dir.path().join("accepted.jsonl");
+        let (file, data) = (file.to_str().unwrap(), dir.path().to_str().unwrap());
+        let mut args = LOAD.to_vec();
+        args.extend(["--holds", "0.5", "--think", "0.1", "--accepted", file]);
+        assert_eq!(run(&server.url(), &args).code, 0);
+        let ran = crate::tool::tool(&["check", "--accepted", file, "--data", data]);
+        assert_eq!(ran.code, code, "{} {}", ran.stdout, ran.stderr);
+        let expected = if code == 0 { "as answered" } else { "not in the database shards" };
+        assert!(ran.stdout.contains(expected), "{}", ran.stdout);
+    }
+    let ran = crate::tool::tool(&["check", "--accepted", "/no/such", "--data", "/no/such"]);
+    assert_eq!(ran.code, 1);
+    assert_eq!(crate::tool::tool(&["check"]).code, 1);
+}
