@@ -115,17 +115,16 @@ impl RealDisk {
         let path = self.shared.path.join(name);
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
         let open = |flags| rustix::fs::open(&path, flags | OFlags::CLOEXEC, mode);
-        // Content that is not meant to be durable at once (zeros of a segment to come, blobs of
-        // a snapshot) goes through `plain`, which is synced as a whole.
         let plain = File::from(open(flags)?);
-        let durable = match self.shared.path_to_disk {
+        let direct = match self.shared.path_to_disk {
             Path2Disk::Direct if flags.contains(OFlags::RDWR) => {
-                let existing = flags & !(OFlags::CREATE | OFlags::EXCL);
-                Some(File::from(open(existing | OFlags::DIRECT | OFlags::DSYNC)?))
+                let existing = (flags & !(OFlags::CREATE | OFlags::EXCL)) | OFlags::DIRECT;
+                let later = File::from(open(existing)?);
+                Some(Direct { later, durable: File::from(open(existing | OFlags::DSYNC)?) })
             }
             _ => None,
         };
-        Ok(RealFile { plain, durable })
+        Ok(RealFile { plain, direct })
     }
 }
 
@@ -180,9 +179,17 @@ impl Disk for RealDisk {
 
 /// A file of the machine.
 pub struct RealFile {
+    /// Through the page cache: reads, and writes where direct ones are refused.
     plain: File,
-    /// The same file, opened for direct synchronous writes, where the file system takes them.
-    durable: Option<File>,
+    direct: Option<Direct>,
+}
+
+/// The same file, past the page cache. Content that need not be durable at once (zeros of a
+/// segment to come, a snapshot) also goes this way: piece by piece, it never floods the disk as
+/// the sync of a full page cache does, so the journal's own writes are hardly held up.
+struct Direct {
+    later: File,
+    durable: File,
 }
 
 impl DiskFile for RealFile {
@@ -198,11 +205,12 @@ impl DiskFile for RealFile {
         }
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.plain.write_all_at(bytes, offset)
+        let file = self.direct.as_ref().map_or(&self.plain, |d| &d.later);
+        file.write_all_at(bytes, offset)
     }
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if let Some(direct) = &self.durable {
-            return direct.write_all_at(bytes, offset);
+        if let Some(direct) = &self.direct {
+            return direct.durable.write_all_at(bytes, offset);
         }
         self.plain.write_all_at(bytes, offset)?;
         self.plain.sync_data()
