@@ -1,6 +1,5 @@
 //! The embedded default: the node's own journal as the log, `SQLite` files as database shards.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,9 +8,8 @@ use thiserror::Error;
 use super::sqlite::{self, SqliteStore};
 use super::status::PersistStatus;
 use super::store::{Store, StoreError, Stream};
-use super::writer::{ShardWriter, WriterSettings};
+use super::writer::{ShardWriter, Watermarks, WriterSettings};
 use crate::ship::frames::FrameSource;
-use crate::ship::gap::Watermark;
 use crate::ship::log::LogError;
 use crate::ship::partition::DatabaseShard;
 use crate::ship::tail::JournalLog;
@@ -65,7 +63,7 @@ pub fn writer<F: FrameSource, S: Store>(
         }
     }
     let layout = status.layout();
-    let open_log = |stored: &HashMap<Stream, Watermark>| {
+    let open_log = |stored: &Watermarks| {
         let watermark = |partition| {
             let stream = Stream { journal: expected, partition };
             (partition, stored.get(&stream).copied().unwrap_or_default().seq)

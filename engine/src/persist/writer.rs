@@ -9,7 +9,6 @@
 //! Whatever fails, nothing is skipped: the log is read again from the watermarks that the
 //! database has.
 
-use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,6 +24,16 @@ use crate::ship::log::{Log, LogBatch, LogError, LogRecord};
 use crate::ship::partition::{DatabaseShard, Layout};
 use crate::units::{MemberId, NodeTime, Seq, Slot};
 
+/// Looked at for every record, by keys of our own: a fast hash will do.
+type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::FixedState>;
+type HashSet<K> = std::collections::HashSet<K, foldhash::fast::FixedState>;
+
+/// How far each stream is applied.
+pub type Watermarks = HashMap<Stream, Watermark>;
+
+/// A log that is far ahead is read in batches so many times as large: the pages that many records
+/// touch, and the sync, are paid once for all of them.
+const CATCH_UP_FACTOR: usize = 4;
 /// A record is tried so often before it becomes a dead letter.
 const TRIES: u32 = 3;
 /// Pause after the first failure; doubled up to the second figure. Units: milliseconds.
@@ -39,7 +48,7 @@ const LETTER_PAGE: u32 = 256;
 /// How a writer batches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WriterSettings {
-    /// Records in one transaction at most.
+    /// Records in one transaction; four times as many while it catches up.
     pub batch: usize,
     /// How long records may wait for a fuller batch.
     pub linger_ms: u64,
@@ -105,7 +114,7 @@ pub struct ShardWriter<L, S> {
     settings: WriterSettings,
     status: Arc<PersistStatus>,
     /// What the database is known to have.
-    committed: HashMap<Stream, Watermark>,
+    committed: Watermarks,
     /// Streams of another history: nothing of them is applied until a person has looked.
     halted: HashSet<Stream>,
     /// Rewinds asked for, and when.
@@ -114,6 +123,8 @@ pub struct ShardWriter<L, S> {
     letters_due_ms: u64,
     marked_at_ms: u64,
     failures: u32,
+    /// The last poll left records behind.
+    is_behind: bool,
     batch: LogBatch,
     plan: Vec<Planned>,
     effects: Effects,
@@ -125,11 +136,11 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         mut store: S,
         settings: WriterSettings,
         status: Arc<PersistStatus>,
-        open_log: impl FnOnce(&HashMap<Stream, Watermark>) -> L,
+        open_log: impl FnOnce(&Watermarks) -> L,
     ) -> Result<Self, StoreError> {
         let shard = store.shard();
         let rows = store.watermarks()?;
-        let committed: HashMap<_, _> = rows.iter().map(|r| (r.stream, r.watermark)).collect();
+        let committed: Watermarks = rows.iter().map(|r| (r.stream, r.watermark)).collect();
         let log = open_log(&committed);
         let mut writer = Self {
             log,
@@ -138,12 +149,13 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             settings,
             status,
             committed,
-            halted: HashSet::new(),
-            rewinding: HashMap::new(),
+            halted: HashSet::default(),
+            rewinding: HashMap::default(),
             parked: Parked::default(),
             letters_due_ms: 0,
             marked_at_ms: 0,
             failures: 0,
+            is_behind: false,
             batch: LogBatch::default(),
             plan: Vec::new(),
             effects: Effects::default(),
@@ -234,13 +246,15 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             self.retry_letters()?;
         }
         let mut batch = std::mem::take(&mut self.batch);
-        let polled = self.log.poll(self.settings.batch, &mut batch);
+        let factor = if self.is_behind { CATCH_UP_FACTOR } else { 1 };
+        let polled = self.log.poll(self.settings.batch * factor, &mut batch);
         self.batch = batch;
         self.status.set_head(self.log.head());
         let polled = match polled {
             Err(LogError::Gone { first_kept, .. }) => return self.hold_gone(first_kept),
             polled => polled?,
         };
+        self.is_behind = !polled.caught_up;
         let judged = self.judge(now_ms);
         let moves_marks = is_urgent || now_ms >= self.marked_at_ms + self.settings.mark_every_ms;
         if !self.plan.is_empty() || (moves_marks && !judged.marks.is_empty()) {
@@ -286,7 +300,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     /// Judges the batch by the gap rule, and fills the plan with what is to be applied.
     fn judge(&mut self, now_ms: u64) -> Judged {
         let mut judged = Judged::default();
-        let mut pending: HashMap<Stream, Watermark> = HashMap::new();
+        let mut pending: HashMap<Stream, Watermark> = HashMap::default();
         self.plan.clear();
         let mut skipped = 0;
         for (index, record) in self.batch.records.iter().enumerate() {
@@ -517,7 +531,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     ) -> Result<(), StoreError> {
         self.effects.clear(self.shard.is_home());
         let mut letters = Vec::new();
-        let mut moves: HashMap<Stream, WatermarkMove> = HashMap::new();
+        let mut moves: HashMap<Stream, WatermarkMove> = HashMap::default();
         let committed = &self.committed;
         let mut advance = |stream, next, at| {
             let expected = committed.get(&stream).copied().unwrap_or_default();
