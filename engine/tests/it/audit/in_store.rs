@@ -1,0 +1,280 @@
+//! Database shards that do not say what the journal says.
+
+use std::path::Path;
+
+use onrush::audit::finding::{Check, Where};
+use onrush::kernel::record::Record;
+use onrush::persist::sqlite::path_of;
+use onrush::ship::partition::{DatabaseShard, Layout};
+use onrush::units::{ItemIndex, MemberId, RedemptionId, Seq, Slot};
+use rusqlite::Connection;
+
+use super::{assert_found, assert_passes, folder, right};
+
+/// Whom the tampering is done to: a member of database shard 1, and what is that member's.
+struct Victim {
+    member: MemberId,
+    redemption: RedemptionId,
+    item: ItemIndex,
+    /// The record that began the redemption.
+    seq: Seq,
+}
+
+const SHARD: u8 = 1;
+
+fn victim() -> Victim {
+    let layout = Layout::new(folder::DATABASES).unwrap();
+    let lines = &right().lines;
+    let found = lines.iter().enumerate().find_map(|(at, line)| match line.record() {
+        Record::Redeemed(r) => {
+            let is_there = layout.shard_of_slot(Slot::of(r.member)).get() == SHARD;
+            let seq = Seq::new(at as u64 + 1);
+            is_there.then_some(Victim { member: r.member, redemption: r.id, item: r.item, seq })
+        }
+        _ => None,
+    });
+    found.unwrap()
+}
+
+fn open(data: &Path, shard: u8) -> Connection {
+    let connection =
+        Connection::open(path_of(&data.join("db"), DatabaseShard::new(shard))).unwrap();
+    connection
+        .execute_batch(
+            "PRAGMA ignore_check_constraints = ON;
+             DROP TRIGGER ledger_is_never_changed; DROP TRIGGER ledger_is_never_deleted;",
+        )
+        .unwrap();
+    connection
+}
+
+/// Runs statements on database shard 1. `$member`, `$id`, `$item` and `$seq` stand for the victim's.
+fn tamper(data: &Path, sql: &str) {
+    let v = victim();
+    let sql = sql
+        .replace("$member", &v.member.to_string())
+        .replace("$id", &format!("x'{:032x}'", v.redemption.get()))
+        .replace("$item", &v.item.to_string())
+        .replace("$seq", &v.seq.to_string());
+    let connection = open(data, SHARD);
+    let before = connection.total_changes();
+    connection.execute_batch(&sql).unwrap();
+    assert!(connection.total_changes() > before, "{sql} changed nothing");
+}
+
+fn here() -> Where {
+    Where::database(SHARD)
+}
+fn account() -> Where {
+    here().with_member(victim().member)
+}
+fn redemption() -> Where {
+    account().with_redemption(victim().redemption)
+}
+fn entry() -> Where {
+    account().with_seq(victim().seq)
+}
+fn stock() -> Where {
+    here().with_item(victim().item)
+}
+fn slot() -> Where {
+    here().with_slot(Slot::of(victim().member))
+}
+
+type Row = (&'static str, Check, fn() -> Where);
+
+const TAMPERED: &[Row] = &[
+    ("DELETE FROM accounts WHERE member = $member", Check::StoreAccounts, account),
+    ("UPDATE accounts SET free = free + 1 WHERE member = $member", Check::StoreAccounts, account),
+    ("UPDATE accounts SET free = free + 1 WHERE member = $member", Check::StoreLedger, account),
+    ("UPDATE accounts SET held = held + 1 WHERE member = $member", Check::StoreAccounts, account),
+    ("UPDATE accounts SET free = -5 WHERE member = $member", Check::StoreAccounts, account),
+    ("UPDATE accounts SET last_seq = 1 WHERE member = $member", Check::StoreAccounts, account),
+    ("UPDATE accounts SET journal = 7 WHERE member = $member", Check::StoreAccounts, account),
+    ("DELETE FROM redemptions WHERE id = $id", Check::StoreRedemptions, redemption),
+    ("UPDATE redemptions SET state = 5 WHERE id = $id", Check::StoreRedemptions, redemption),
+    (
+        "UPDATE redemptions SET points = points + 1 WHERE id = $id",
+        Check::StoreRedemptions,
+        redemption,
+    ),
+    ("UPDATE redemptions SET quantity = 7 WHERE id = $id", Check::StoreRedemptions, redemption),
+    ("UPDATE redemptions SET quantity = 7 WHERE id = $id", Check::StoreStock, stock),
+    ("UPDATE redemptions SET item = 9 WHERE id = $id", Check::StoreRedemptions, redemption),
+    ("UPDATE redemptions SET expires_at = 9 WHERE id = $id", Check::StoreRedemptions, redemption),
+    ("UPDATE redemptions SET units_back = 1 WHERE id = $id", Check::StoreRedemptions, redemption),
+    ("UPDATE redemptions SET seq = 9 WHERE id = $id", Check::StoreRedemptions, redemption),
+    (
+        "UPDATE redemptions SET key = x'000102030405060708090a0b0c0d0e0f' WHERE id = $id",
+        Check::StoreRedemptions,
+        redemption,
+    ),
+    ("UPDATE redemptions SET member = 5 WHERE id = $id", Check::StoreRedemptions, || {
+        here().with_redemption(victim().redemption)
+    }),
+    ("UPDATE redemptions SET id = x'00' WHERE id = $id", Check::StoreRedemptions, here),
+    (
+        "UPDATE ledger SET amount = amount + 1 WHERE seq = $seq AND leg = 1",
+        Check::StoreLedger,
+        entry,
+    ),
+    ("UPDATE ledger SET amount = amount * 2 WHERE seq = $seq", Check::StoreLedger, entry),
+    ("UPDATE ledger SET amount = -amount WHERE seq = $seq", Check::StoreLedger, entry),
+    ("DELETE FROM ledger WHERE seq = $seq AND leg = 0", Check::StoreLedger, entry),
+    ("DELETE FROM ledger WHERE seq = $seq", Check::StoreLedger, entry),
+    ("UPDATE ledger SET account = 5 - account WHERE seq = $seq", Check::StoreLedger, entry),
+    ("UPDATE ledger SET at = at + 1 WHERE seq = $seq", Check::StoreLedger, entry),
+    ("UPDATE ledger SET redemption = NULL WHERE seq = $seq", Check::StoreLedger, entry),
+    ("UPDATE ledger SET kind = 4 WHERE seq = $seq", Check::StoreLedger, entry),
+    ("UPDATE ledger SET leg = leg + 1 WHERE seq = $seq AND leg = 1", Check::StoreLedger, entry),
+    (
+        "INSERT INTO ledger SELECT journal, seq + 100000, leg, account, member, amount, kind,
+        redemption, at FROM ledger WHERE seq = $seq",
+        Check::StoreLedger,
+        account,
+    ),
+    (
+        "INSERT INTO ledger SELECT journal, seq + 100000, leg, account, member, amount, kind,
+        redemption, at FROM ledger WHERE seq = $seq",
+        Check::StoreWatermarks,
+        here,
+    ),
+    ("UPDATE stock SET confirmed = confirmed + 1 WHERE item = $item", Check::StoreStock, stock),
+    ("UPDATE stock SET held = held + 1 WHERE item = $item", Check::StoreStock, stock),
+    ("UPDATE stock SET released = released - 1 WHERE item = $item", Check::StoreStock, stock),
+    ("UPDATE stock SET reversed = 40 WHERE item = $item", Check::StoreStock, stock),
+    ("UPDATE stock SET retired = retired + 1 WHERE item = $item", Check::StoreStock, stock),
+    ("UPDATE stock SET granted = 1 WHERE item = $item", Check::StoreStock, stock),
+    ("DELETE FROM stock WHERE item = $item", Check::StoreStock, stock),
+    (
+        "UPDATE watermarks SET seq = seq + 100000 WHERE partition = 9",
+        Check::StoreWatermarks,
+        || here().with_partition(9),
+    ),
+    ("UPDATE watermarks SET seq = 300 WHERE partition = 9", Check::StoreWatermarks, || {
+        here().with_partition(9)
+    }),
+    ("UPDATE watermarks SET incarnation = 900 WHERE partition = 9", Check::StoreWatermarks, || {
+        here().with_partition(9)
+    }),
+    ("UPDATE watermarks SET partition = 25 WHERE partition = 9", Check::StoreWatermarks, || {
+        here().with_partition(25)
+    }),
+    ("UPDATE watermarks SET journal = 25 WHERE partition = 9", Check::StoreWatermarks, || {
+        here().with_partition(9)
+    }),
+    ("DELETE FROM watermarks WHERE partition = 9", Check::StoreWatermarks, || {
+        here().with_partition(9)
+    }),
+    (
+        "UPDATE slots SET checksum = checksum + 1 WHERE records > 2 AND slot = $slot",
+        Check::StoreSlots,
+        slot,
+    ),
+    ("UPDATE slots SET records = records + 1 WHERE slot = $slot", Check::StoreSlots, slot),
+    ("DELETE FROM slots WHERE slot = $slot", Check::StoreSlots, slot),
+];
+
+#[test]
+fn every_wrong_row_is_found_by_its_check_and_its_place_is_named() {
+    assert!(TAMPERED.len() >= 20);
+    for (sql, check, at) in TAMPERED {
+        let data = right().copy();
+        tamper(data.path(), &sql.replace("$slot", &Slot::of(victim().member).to_string()));
+        assert_found(sql, &folder::audit(data.path()), *check, at());
+    }
+}
+
+#[test]
+fn stock_totals_are_compared_on_the_home_shard() {
+    for column in ["total", "granted", "returned"] {
+        let data = right().copy();
+        let connection = open(data.path(), 0);
+        let sql = format!("UPDATE stock SET {column} = {column} + 1 WHERE item = 1");
+        connection.execute_batch(&sql).unwrap();
+        drop(connection);
+        let at = Where::database(0).with_item(ItemIndex::new(1));
+        assert_found(&sql, &folder::audit(data.path()), Check::StoreStock, at);
+    }
+}
+
+#[test]
+fn rows_in_another_database_shard_are_found_in_both() {
+    let moves = [
+        ("accounts", "member = $member", Check::StoreAccounts, account as fn() -> Where),
+        ("redemptions", "id = $id", Check::StoreRedemptions, redemption),
+        ("ledger", "seq = $seq", Check::StoreLedger, entry),
+        ("slots", "slot = $slot", Check::StoreSlots, slot),
+    ];
+    for (table, key, check, at) in moves {
+        let data = right().copy();
+        let other = path_of(&data.path().join("db"), DatabaseShard::new(2));
+        let key = key.replace("$slot", &Slot::of(victim().member).to_string());
+        let sql = format!(
+            "ATTACH '{}' AS other; INSERT INTO other.{table} SELECT * FROM {table} WHERE {key};
+             DELETE FROM {table} WHERE {key}",
+            other.display()
+        );
+        tamper(data.path(), &sql);
+        let report = folder::audit(data.path());
+        let there = Where { database_shard: Some(2), ..at() };
+        assert_found(table, &report, check, at());
+        assert_found(table, &report, check, there);
+    }
+}
+
+#[test]
+fn a_watermark_that_claims_more_than_the_rows_show_is_found() {
+    let right = right();
+    let last = right.last();
+    let data = right.with_journal(&right.lines, 200);
+    folder::write_store(data.path(), [last, 900, last, last]);
+    assert_passes("lagging", data.path());
+    tamper(data.path(), &format!("UPDATE watermarks SET seq = {last}"));
+    let report = folder::audit(data.path());
+    assert_found("claims more", &report, Check::StoreWatermarks, here());
+    assert_found("claims more", &report, Check::StoreSlots, here());
+    assert_found("claims more", &report, Check::StoreAccounts, here());
+}
+
+/// A lagging store is held against what the journal said at its watermark, no less strictly.
+#[test]
+fn wrong_rows_of_a_lagging_store_are_found() {
+    let right = right();
+    let last = right.last();
+    let lagging = right.with_journal(&right.lines, 200);
+    folder::write_snapshot(lagging.path(), right.journal, &right.lines, last * 2 / 3);
+    folder::write_store(lagging.path(), [last / 2, last / 2, last, 0]);
+    let rows = TAMPERED.iter().filter(|(sql, ..)| !sql.contains("partition"));
+    for (sql, check, at) in rows.step_by(3) {
+        let data = tempfile::tempdir().unwrap();
+        folder::copy(lagging.path(), data.path());
+        tamper(data.path(), &sql.replace("$slot", &Slot::of(victim().member).to_string()));
+        assert_found(sql, &folder::audit(data.path()), *check, at());
+    }
+}
+
+#[test]
+fn a_missing_database_shard_is_said_and_nothing_else() {
+    let data = right().copy();
+    std::fs::remove_file(path_of(&data.path().join("db"), DatabaseShard::new(3))).unwrap();
+    let refused = onrush::audit::audit_data_dir(data.path(), &mut |_| {}).err().unwrap();
+    assert!(refused.to_string().contains("is one missing"), "{refused}");
+}
+
+#[test]
+fn what_was_set_aside_is_a_warning() {
+    let data = right().copy();
+    let connection = open(data.path(), SHARD);
+    connection
+        .execute_batch(
+            "INSERT INTO dead_letters (journal, partition, incarnation, seq, slot, member, at,
+                state, tries, reason, record)
+             SELECT journal, 9, 2, 100000, 1200, 5, 1, 1, 3, 'it does not fit', x'00'
+             FROM watermarks LIMIT 1",
+        )
+        .unwrap();
+    drop(connection);
+    let report = assert_passes("letters", data.path());
+    assert_eq!(report.line(Check::StoreDeadLetters).warnings, 1, "{report}");
+}
