@@ -32,6 +32,12 @@ pub fn wall_now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The wall clock as the system has it, for the head of a log alone.
+#[allow(clippy::disallowed_methods, reason = "the one place where time is read")]
+pub fn wall() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
+
 /// A seed nobody chose.
 pub fn fresh_seed() -> u64 {
     rand::random::<u32>().into()

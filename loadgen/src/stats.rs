@@ -169,6 +169,39 @@ impl Second {
     }
 }
 
+/// A second without its histogram: what a run of hours can keep. Units: microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct SecondRow {
+    pub second: u32,
+    pub planned: u64,
+    pub good: u64,
+    pub refused: u64,
+    pub errors: u64,
+    pub retries: u64,
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
+    pub max: u64,
+}
+
+impl SecondRow {
+    pub fn of(s: &Second) -> Self {
+        let at = |q| s.response.value_at_quantile(q);
+        Self {
+            second: s.second,
+            planned: s.planned,
+            good: s.good,
+            refused: s.refused,
+            errors: s.errors,
+            retries: s.retries,
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: at(1.0),
+        }
+    }
+}
+
 /// Plain counters of a worker; they add.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {

@@ -7,13 +7,14 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::check;
-use crate::cli::args::RunArgs;
+use crate::cli::args::{OutputArgs, RunArgs};
 use crate::cli::{resolve, scenario};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::plan::{Load, Plan, Work};
+use crate::report::files::SecondFiles;
 use crate::report::summary::Summary;
-use crate::report::text;
-use crate::report::verdict;
+use crate::report::verdict::{self, exit};
+use crate::report::{html, text};
 use crate::run;
 use crate::stats::Second;
 use crate::work::accepted;
@@ -37,12 +38,24 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     if matches!(plan.load, Load::Closed { .. }) && !args.output.quiet {
         eprintln!("closed loop: it cannot see the waiting that a slow answer causes for others");
     }
+    let mut files = match &args.output.out {
+        Some(dir) => Some(
+            SecondFiles::create(dir, clock::wall())
+                .with_context(|| format!("--out {}", dir.display()))?,
+        ),
+        None => None,
+    };
     let mut progress = Progress { quiet: args.output.quiet, tty: std::io::stderr().is_terminal() };
     let before = match (&check, &plan.work) {
         (Some(options), Work::Redeem(work)) => Some(check::before(&plan, work, options)?),
         _ => None,
     };
-    let mut outcomes = run::run(plan, &mut |plan, second| progress.second(plan, second))?;
+    let mut outcomes = run::run(plan, &mut |plan, second| {
+        progress.second(plan, second);
+        if let Some(files) = &mut files {
+            files.second(second);
+        }
+    })?;
     progress.end();
     let clock = Clock::start();
     let checked = check.as_ref().zip(before.as_ref()).map(|(options, before)| {
@@ -52,19 +65,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     });
     let mut summary = Summary::of(&outcomes, checked);
     summary.thresholds = thresholds.iter().map(|t| t.judge(&outcomes, &summary)).collect();
-    if let (Some(file), Work::Redeem(work)) = (accepted_file, &outcomes.plan.work) {
-        let mut out = BufWriter::new(file);
-        accepted::write_lines(&mut out, &outcomes.ledger, work, outcomes.plan.seed)
-            .context("--accepted")?;
-    }
-    if let Some(dir) = &args.output.out {
-        let path = dir.join("summary.json");
-        let mut out = BufWriter::new(create(&path)?);
-        serde_json::to_writer_pretty(&mut out, &summary)?;
-        out.write_all(b"\n")
-            .and_then(|()| out.flush())
-            .with_context(|| format!("{}", path.display()))?;
-    }
+    let kept = keep(&args.output, &outcomes, &summary, accepted_file, files);
     let mut stdout = std::io::stdout().lock();
     // A closed pipe is the reader's choice.
     let _ = if args.output.json {
@@ -76,7 +77,38 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     };
     let violated = summary.ledger.as_ref().is_some_and(|l| l.finding_count > 0);
     let missed = summary.thresholds.iter().any(|t| !t.passed);
-    Ok(verdict::exit_code(violated, !summary.valid, missed))
+    let code = verdict::exit_code(violated, !summary.valid, missed);
+    if let Err(e) = kept {
+        // The figures are out already: what could not be kept must not hide them.
+        eprintln!("onrush-load: {e:#}");
+        return Ok(if code == exit::GOOD { exit::USAGE } else { code });
+    }
+    Ok(code)
+}
+
+/// Writes the files that were asked for.
+fn keep(
+    output: &OutputArgs,
+    run: &run::Outcomes,
+    summary: &Summary,
+    accepted_file: Option<File>,
+    files: Option<SecondFiles>,
+) -> Result<()> {
+    if let (Some(file), Work::Redeem(work)) = (accepted_file, &run.plan.work) {
+        accepted::write_lines(&mut BufWriter::new(file), &run.ledger, work, run.plan.seed)
+            .context("--accepted")?;
+    }
+    let Some(dir) = &output.out else { return Ok(()) };
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write("summary.json", &(serde_json::to_string_pretty(summary)? + "\n"))?;
+    write("report.html", &html::render(run, summary))?;
+    if let Some(files) = files {
+        files.finish().with_context(|| format!("seconds of {}", dir.display()))?;
+    }
+    Ok(())
 }
 
 fn create(path: &Path) -> Result<File> {

@@ -25,7 +25,7 @@ use crate::plan::Plan;
 use crate::run::conn_task;
 use crate::run::timer::Timer;
 use crate::run::worker::Worker;
-use crate::stats::{Failure, Second, Stats};
+use crate::stats::{Failure, Second, SecondRow, Stats};
 use crate::timeline::{Outage, Section, Timeline};
 use crate::work::accepted::Ledger;
 use crate::work::{Workload, redeem};
@@ -58,7 +58,7 @@ pub struct Outcomes {
     pub plan: Arc<Plan>,
     pub stats: Stats,
     pub ledger: Ledger,
-    pub seconds: Vec<Second>,
+    pub seconds: Vec<SecondRow>,
     pub sections: Vec<Section>,
     pub outages: Vec<Outage>,
     pub started_at: String,
@@ -221,7 +221,7 @@ impl Signals {
 #[derive(Default)]
 struct Gathered {
     open: BTreeMap<u32, (usize, Second)>,
-    done: Vec<Second>,
+    done: Vec<SecondRow>,
 }
 
 impl Gathered {
@@ -240,7 +240,7 @@ impl Gathered {
             }
             let (_, second) = first.remove();
             on_second(&shared.plan, &second);
-            self.done.push(second);
+            self.done.push(SecondRow::of(&second));
         }
     }
 }

@@ -7,6 +7,7 @@ mod bad_server;
 mod figures;
 mod ledger_check;
 mod mall;
+mod outputs;
 mod redemptions;
 mod scenarios;
 mod server;
