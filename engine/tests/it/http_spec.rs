@@ -93,6 +93,20 @@ impl Spec {
         unseen
     }
 
+    /// Method and path of every call that a listener has.
+    pub fn calls(&self, listener: Listener) -> Vec<(String, String)> {
+        let mut calls = Vec::new();
+        for (path, item) in self.document["paths"].as_object().unwrap() {
+            for method in ["get", "post"] {
+                let listeners = item[method]["x-listeners"].as_array();
+                if listeners.is_some_and(|here| here.iter().any(|l| l == listener.name())) {
+                    calls.push((method.to_ascii_uppercase(), path.clone()));
+                }
+            }
+        }
+        calls
+    }
+
     fn operations(&self) -> impl Iterator<Item = &Value> {
         let paths = self.document["paths"].as_object().unwrap().values();
         paths.flat_map(|path| ["get", "post"].iter().filter_map(|method| path.get(*method)))

@@ -8,6 +8,7 @@ mod http_bad_input;
 mod http_client;
 mod http_conformance;
 mod http_spec;
+mod http_starting;
 mod journal_crash;
 mod kernel_model;
 mod settings;
