@@ -274,7 +274,7 @@ fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
     bytes.windows(part.len()).position(|window| window == part)
 }
 
-/// A sale that is open from now on, by an operator, with items of these (sku, points, stock, limit).
+/// A sale opened by an operator now, with items of these (sku, points, stock, limit).
 pub fn open_sale(node: &TestNode, id: &str, items: &[(&str, u64, u32, u32)]) {
     let answer = Ask::post("/v1/sales").json(&definition(id, FUTURE, items)).send(node.admin);
     assert_eq!(answer.status, 201, "{}", answer.text());
