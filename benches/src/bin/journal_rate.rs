@@ -324,7 +324,8 @@ fn main() -> Result<(), AnyError> {
         let (p50, p99) =
             (median(all.iter().map(|m| m.us(0.5))), median(all.iter().map(|m| m.us(0.99))));
         println!(
-            "{rate} M/s offered: {done:.2} M/s done, p50 {p50:.1} µs, p99 {p99:.1} µs = {:.2} x one write",
+            "{rate} M/s offered: {done:.2} M/s done, p50 {p50:.1} µs, p99 {p99:.1} µs \
+             = {:.2} x one write",
             p99 / raw_p50
         );
         rows.push(serde_json::json!({
