@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+#[cfg(not(onrush_system_allocator))] // ThreadSanitizer follows the system's allocator alone
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -61,7 +61,13 @@ enum Path2Disk {
     Direct,
     /// Through the page cache, then `fdatasync`.
     Buffered,
+    /// Through the page cache, and no further. Only [`UNSAFE_NO_SYNC_ENV`] asks for it.
+    Unsynced,
 }
+
+/// The environment variable that takes every sync out, so that the power-loss test can show that
+/// it would notice. Said aloud at each start; the promises do not hold under it.
+const UNSAFE_NO_SYNC_ENV: &str = "ONRUSH_UNSAFE_NO_SYNC";
 
 /// A directory of the machine.
 #[derive(Clone)]
@@ -93,8 +99,14 @@ impl RealDisk {
     /// I/O; some (tmpfs, overlays) refuse, and get write and `fdatasync`.
     pub fn open(path: &Path, direct: bool) -> io::Result<Self> {
         Self::make_dir(path)?;
-        let is_direct = direct && probe_direct(path);
-        let path_to_disk = if is_direct { Path2Disk::Direct } else { Path2Disk::Buffered };
+        let path_to_disk = if std::env::var_os(UNSAFE_NO_SYNC_ENV).is_some() {
+            tracing::error!("{UNSAFE_NO_SYNC_ENV} is set: nothing is durable, answers can be lost");
+            Path2Disk::Unsynced
+        } else if direct && probe_direct(path) {
+            Path2Disk::Direct
+        } else {
+            Path2Disk::Buffered
+        };
         Ok(Self { shared: Arc::new(Shared::new(path, path_to_disk)?) })
     }
 
@@ -124,7 +136,8 @@ impl RealDisk {
             }
             _ => None,
         };
-        Ok(RealFile { plain, direct })
+        let is_synced = self.shared.path_to_disk != Path2Disk::Unsynced;
+        Ok(RealFile { plain, direct, is_synced })
     }
 }
 
@@ -163,7 +176,10 @@ impl Disk for RealDisk {
         std::fs::remove_file(self.shared.path.join(name))
     }
     fn sync_dir(&self) -> io::Result<()> {
-        self.shared.directory.sync_all()
+        match self.shared.path_to_disk {
+            Path2Disk::Unsynced => Ok(()),
+            Path2Disk::Direct | Path2Disk::Buffered => self.shared.directory.sync_all(),
+        }
     }
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -182,6 +198,8 @@ pub struct RealFile {
     /// Through the page cache: reads, and writes where direct ones are refused.
     plain: File,
     direct: Option<Direct>,
+    /// False only under [`UNSAFE_NO_SYNC_ENV`].
+    is_synced: bool,
 }
 
 /// The same file, past the page cache. Content that need not be durable at once (zeros of a
@@ -213,10 +231,10 @@ impl DiskFile for RealFile {
             return direct.durable.write_all_at(bytes, offset);
         }
         self.plain.write_all_at(bytes, offset)?;
-        self.plain.sync_data()
+        if self.is_synced { self.plain.sync_data() } else { Ok(()) }
     }
     fn sync(&self) -> io::Result<()> {
-        self.plain.sync_all()
+        if self.is_synced { self.plain.sync_all() } else { Ok(()) }
     }
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;

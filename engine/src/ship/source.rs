@@ -61,13 +61,12 @@ impl<D: Disk> FrameSource for JournalFrames<D> {
     }
 
     fn read(&mut self, records: &mut Vec<u8>) -> Result<Option<FrameInfo>, LogError> {
-        let mut tail = match self.tail.take() {
-            Some(tail) => tail,
-            None => {
-                let durable = self.durable.clone();
-                Tail::open(self.disk.clone(), self.journal, self.next, durable)
-                    .map_err(|e| self.error(e))?
-            }
+        let mut tail = if let Some(tail) = self.tail.take() {
+            tail
+        } else {
+            let durable = self.durable.clone();
+            Tail::open(self.disk.clone(), self.journal, self.next, durable)
+                .map_err(|e| self.error(e))?
         };
         // After an error the tail is gone, and opened anew at the same record.
         let info = match tail.next() {

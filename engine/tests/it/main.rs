@@ -4,6 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod audit;
+mod e2e;
+mod e2e_burst;
+mod e2e_client;
+mod e2e_clock;
+mod e2e_crash;
+mod e2e_idle;
+mod e2e_overload;
+mod e2e_power;
+mod e2e_sale;
+mod e2e_start;
 mod http_bad_input;
 mod http_client;
 mod http_conformance;

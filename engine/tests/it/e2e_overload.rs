@@ -1,0 +1,246 @@
+//! Ten times the load that the node can carry: what it does carry stays at 80 % of its best or
+//! above, and its memory stays bounded. Both are printed.
+//!
+//! The generator here is one thread on a core of its own that writes pipelined requests to many
+//! connections and only counts the status lines that come back, so that it can ask for far more
+//! than a node can do. The node has the other core.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::e2e::{Random, Site, now, setting, turn};
+
+const MEMBERS: u64 = 20_000;
+/// What a status line begins with; three digits follow.
+const STATUS_LINE: &[u8] = b"HTTP/1.1 ";
+
+/// What came back.
+#[derive(Default, Clone, Copy, Debug)]
+struct Counts {
+    sent: u64,
+    done: u64,
+    refused: u64,
+    other: u64,
+    seconds: f64,
+}
+
+impl Counts {
+    fn goodput(&self) -> f64 {
+        self.done as f64 / self.seconds
+    }
+    fn rate(&self) -> f64 {
+        self.sent as f64 / self.seconds
+    }
+    fn count(&mut self, status: &[u8]) {
+        match status {
+            b"201" => self.done += 1,
+            b"503" => self.refused += 1,
+            _ => self.other += 1,
+        }
+    }
+    fn answered(&self) -> u64 {
+        self.done + self.refused + self.other
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    to_send: Vec<u8>,
+    sent: usize,
+    /// The end of what was read, which may hold half a status line.
+    tail: Vec<u8>,
+    outstanding: u64,
+}
+
+impl Connection {
+    fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("a connection");
+        stream.set_nonblocking(true).expect("set");
+        stream.set_nodelay(true).expect("set");
+        Self { stream, to_send: Vec::new(), sent: 0, tail: Vec::new(), outstanding: 0 }
+    }
+
+    fn queue(&mut self, request: &[u8]) {
+        self.to_send.extend_from_slice(request);
+        self.outstanding += 1;
+    }
+
+    /// Whether all that was queued is on its way.
+    fn flush(&mut self) -> bool {
+        while self.sent < self.to_send.len() {
+            match self.stream.write(&self.to_send[self.sent..]) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) => panic!("the node closed a connection under load: {error}"),
+            }
+        }
+        self.to_send.clear();
+        self.sent = 0;
+        true
+    }
+
+    fn drain(&mut self, buffer: &mut [u8], counts: &mut Counts) {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) => panic!("the node closed a connection under load"),
+                Ok(count) => self.scan(&buffer[..count], counts),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn scan(&mut self, bytes: &[u8], counts: &mut Counts) {
+        self.tail.extend_from_slice(bytes);
+        let whole = STATUS_LINE.len() + 3;
+        let mut at = 0;
+        while at + whole <= self.tail.len() {
+            let rest = &self.tail[at..];
+            if rest.starts_with(STATUS_LINE) {
+                counts.count(&rest[STATUS_LINE.len()..whole]);
+                self.outstanding = self.outstanding.saturating_sub(1);
+                at += whole;
+            } else {
+                let next = rest[1..].iter().position(|b| *b == b'H');
+                at += next.map_or(rest.len() - 1, |n| n + 1).min(rest.len());
+            }
+        }
+        self.tail.drain(..at.min(self.tail.len()));
+    }
+}
+
+/// Requests without end, each with a key of its own.
+struct Requests {
+    tag: &'static str,
+    random: Random,
+    number: u64,
+    text: Vec<u8>,
+}
+
+impl Requests {
+    fn next(&mut self) -> &[u8] {
+        self.number += 1;
+        self.text.clear();
+        write!(
+            self.text,
+            "POST /v1/sales/load/redemptions HTTP/1.1\r\nhost: x\r\nx-member-id: {}\r\n\
+             idempotency-key: {}-{}\r\ncontent-type: application/json\r\ncontent-length: 26\r\n\
+             \r\n{{\"sku\":\"cup\",\"quantity\":1}}",
+            1 + self.random.below(MEMBERS),
+            self.tag,
+            self.number
+        )
+        .expect("a buffer");
+        &self.text
+    }
+}
+
+/// Sends for `seconds`. With `per_second`, at that rate whatever comes back; else each connection
+/// has at most `pipeline` requests out.
+fn drive(
+    address: SocketAddr,
+    tag: &'static str,
+    connections: usize,
+    pipeline: u64,
+    per_second: Option<f64>,
+    seconds: u64,
+) -> Counts {
+    let mut requests = Requests {
+        tag,
+        random: Random::from_seed(connections as u64),
+        number: 0,
+        text: Vec::new(),
+    };
+    let mut connections: Vec<_> = (0..connections).map(|_| Connection::open(address)).collect();
+    let mut buffer = vec![0; 256 << 10];
+    let mut counts = Counts::default();
+    let begun = now();
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        for connection in &mut connections {
+            let due = per_second.map(|rate| rate * begun.elapsed().as_secs_f64());
+            let may_send = |c: &Connection, sent: u64| match due {
+                Some(due) => (sent as f64) < due && c.to_send.len() < 16 << 10,
+                None => c.outstanding < pipeline,
+            };
+            let mut in_a_row = 0;
+            while in_a_row < pipeline && may_send(connection, counts.sent) {
+                connection.queue(requests.next());
+                counts.sent += 1;
+                in_a_row += 1;
+            }
+            connection.flush();
+            connection.drain(&mut buffer, &mut counts);
+        }
+    }
+    counts.seconds = begun.elapsed().as_secs_f64();
+    // What is still on its way belongs to nobody's second, but must be answered.
+    let patience = now();
+    while counts.answered() < counts.sent && patience.elapsed() < Duration::from_secs(20) {
+        let mut late = Counts::default();
+        for connection in &mut connections {
+            connection.flush();
+            connection.drain(&mut buffer, &mut late);
+        }
+        counts.refused += late.refused + late.done;
+        counts.other += late.other;
+    }
+    assert_eq!(counts.answered(), counts.sent, "every request is answered: {counts:?}");
+    counts
+}
+
+fn pin(core: usize) {
+    let mut set = CpuSet::new();
+    set.set(core);
+    let _ = sched_setaffinity(None, &set);
+}
+
+#[test]
+fn ten_times_the_load_leaves_the_goodput_and_bounds_the_memory() {
+    let _turn = turn();
+    let seconds = setting("ONRUSH_OVERLOAD_SECONDS", 4);
+    let mut site = Site::new();
+    site.set("shards.inbox", "2048");
+    site.set("http.in_flight_max", "2048");
+    site.set("snapshot.every_ms", "60000");
+    thread::spawn(move || {
+        pin(0); // the node inherits it
+        let node = site.start();
+        pin(1);
+        node.import_members(1, MEMBERS, 1_000_000);
+        node.open_sale("load", 3_600_000, &[("cup", 1, 1_000_000_000, 1_000_000)]);
+
+        drive(node.public, "warm", 32, 8, None, 1);
+        let best = [(16, 4), (64, 8), (128, 8)]
+            .map(|(connections, pipeline)| {
+                drive(node.public, "best", connections, pipeline, None, seconds)
+            })
+            .into_iter()
+            .max_by(|a, b| a.goodput().total_cmp(&b.goodput()))
+            .expect("three runs");
+        let memory_before = node.resident_bytes();
+        let rate = 10.0 * best.goodput();
+        let over = drive(node.public, "over", 256, 64, Some(rate), 2 * seconds);
+        let memory = node.resident_bytes();
+        println!(
+            "overload: best {:.0}/s; asked for {rate:.0}/s, sent {:.0}/s, carried {:.0}/s ({:.0} % \
+             of the best), refused {:.0}/s; memory {} MiB before, {} MiB after",
+            best.goodput(),
+            over.rate(),
+            over.goodput(),
+            100.0 * over.goodput() / best.goodput(),
+            over.refused as f64 / over.seconds,
+            memory_before >> 20,
+            memory >> 20,
+        );
+        assert!(over.goodput() >= 0.8 * best.goodput(), "goodput fell: {over:?}");
+        assert!(memory < memory_before + (256 << 20), "memory grew without bound");
+        assert!(node.stop().success());
+        site.audit();
+    })
+    .join()
+    .expect("the overload test");
+}

@@ -1,0 +1,172 @@
+//! How a node starts and ends: settings and folders that will not do, ports in use, the drain, the
+//! second signal, the readiness file.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::e2e::{Site, now, onrush, run, turn, wait_until};
+use crate::e2e_burst::{Book, ITEMS, MEMBERS, POINTS, SALE, burst};
+use crate::e2e_client::Wish;
+
+/// Exit code 2, one line that names the trouble, nothing else.
+#[track_caller]
+fn refuses(command: &mut Command, names: &[&str]) {
+    let (code, out, err) = run(command);
+    assert_eq!(code, Some(2), "{out}{err}");
+    // Beside the line there may be events of the log, which are JSON where nobody sits in front.
+    let lines: Vec<&str> = err.lines().filter(|line| !line.starts_with('{')).collect();
+    assert_eq!(lines.len(), 1, "one clear line: {err}");
+    for name in names {
+        assert!(lines[0].contains(name), "{name} is not in: {err}");
+    }
+}
+
+#[test]
+fn an_unknown_setting_is_one_clear_line() {
+    let _turn = turn();
+    let mut site = Site::new();
+    site.set("http.wrokers", "3");
+    refuses(&mut site.serve(), &["wrokers"]);
+    assert!(!site.data().exists(), "nothing was made before the settings were checked");
+
+    let site = Site::new();
+    refuses(site.serve().env("ONRUSH__HTTP__WORKERS", "none"), &["ONRUSH__HTTP__WORKERS"]);
+}
+
+#[test]
+fn a_port_in_use_is_one_clear_line() {
+    let _turn = turn();
+    let site = Site::new();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    refuses(&mut site.serve_on(&address, "127.0.0.1:0"), &[&address]);
+    refuses(&mut site.serve_on("127.0.0.1:0", &address), &[&address]);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_one_clear_line() {
+    let _turn = turn();
+    // A folder below a file: not even root can make it.
+    let site = Site::new();
+    fs::write(site.path("file"), "").expect("writable");
+    let data = site.path("file").join("data");
+    let site = site.with_data(&data);
+    refuses(&mut site.serve(), &[&data.display().to_string()]);
+}
+
+#[test]
+fn a_public_address_without_a_gateway_is_refused() {
+    let _turn = turn();
+    let site = Site::new();
+    refuses(&mut site.serve_on("0.0.0.0:0", "127.0.0.1:0"), &["behind_gateway"]);
+}
+
+#[test]
+fn a_second_node_on_the_same_folder_is_refused() {
+    let _turn = turn();
+    let site = Site::new();
+    let mut node = site.start();
+    refuses(&mut site.serve(), &[&site.data().display().to_string()]);
+    assert!(node.is_running());
+    // The offline audit looks at stopped nodes only, and says so.
+    let (code, _, err) = run(onrush().arg("audit").arg("--data").arg(site.data()));
+    assert_eq!(code, Some(2), "{err}");
+    assert!(node.stop().success());
+    site.audit();
+}
+
+#[test]
+fn a_drain_finishes_what_was_accepted() {
+    let _turn = turn();
+    let site = Site::new();
+    let node = site.start();
+    node.import_members(1, MEMBERS, POINTS);
+    node.open_sale(SALE, 3_600_000, ITEMS);
+    let load = burst(node.public, 1, "drain");
+    std::thread::sleep(Duration::from_millis(200));
+    let begun = now();
+    assert!(node.stop().success());
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    let attempts = load.finish();
+    site.audit();
+    let node = site.start();
+    let mut book = Book::default();
+    book.reconcile(&node, attempts, &mut crate::e2e::Random::from_seed(1));
+    book.compare(&node);
+    println!("drain: {}", book.summary());
+}
+
+#[test]
+fn readiness_falls_while_a_request_is_still_being_sent() {
+    let _turn = turn();
+    let site = Site::new();
+    let mut node = site.start();
+    assert_eq!(node.client().get("/readyz").status, 200);
+    // A request that never ends keeps the drain open until its deadline, and no longer.
+    let mut slow = TcpStream::connect(node.public).expect("a connection");
+    slow.write_all(b"POST /v1/sales/x/redemptions HTTP/1.1\r\nhost: x\r\n").expect("sent");
+    node.signal(Signal::TERM);
+    let mut seen = None;
+    wait_until("readyz 503 or the end", Duration::from_secs(30), || {
+        seen = node.try_get("/readyz").map(|r| r.status);
+        seen != Some(200)
+    });
+    assert!(matches!(seen, Some(503) | None), "{seen:?}");
+    node.signal_if_running(Signal::TERM);
+    assert!(node.ends_within(Duration::from_secs(3)), "a second signal ends it at once");
+    site.audit();
+}
+
+#[test]
+fn half_sent_requests_are_closed_and_have_no_effect() {
+    let _turn = turn();
+    let mut site = Site::new();
+    site.set("http.read_timeout_ms", "500");
+    let node = site.start();
+    node.import_members(1, 2, 100);
+    node.open_sale("half", 3_600_000, &[("cup", 10, 100, 50)]);
+    let head = "POST /v1/sales/half/redemptions HTTP/1.1\r\nhost: x\r\nx-member-id: 1\r\n\
+                idempotency-key: k\r\ncontent-type: application/json\r\ncontent-length: 28\r\n\r\n";
+    let whole = format!("{head}{}", r#"{"sku":"cup","quantity":1 }  "#);
+    for cut in [1, 20, 60, head.len() - 2, head.len(), head.len() + 5, head.len() + 27] {
+        let mut stream = TcpStream::connect(node.public).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+        stream.write_all(&whole.as_bytes()[..cut]).expect("sent");
+        let mut answer = Vec::new();
+        let ended = stream.read_to_end(&mut answer);
+        let text = String::from_utf8_lossy(&answer);
+        assert!(ended.is_ok(), "cut at {cut}: not closed: {ended:?} {text}");
+        assert!(answer.is_empty() || text.contains(" 408 ") || text.contains(" 400 "), "{text}");
+    }
+    assert_eq!(node.units("half", "cup"), [100, 0, 0]);
+    assert_eq!(node.points(1), [100, 0]);
+    node.client().redeem(&Wish::new(1, "k", "half", "cup")).expect(201);
+}
+
+#[test]
+fn the_shards_may_change_in_number_between_two_starts() {
+    let _turn = turn();
+    let mut site = Site::new();
+    let mut book = Book::default();
+    let mut random = crate::e2e::Random::from_seed(7);
+    let node = site.start();
+    node.import_members(1, MEMBERS, POINTS);
+    node.open_sale(SALE, 3_600_000, ITEMS);
+    node.kill();
+    for shards in ["1", "4", "3"] {
+        site.set("shards.count", shards);
+        let node = site.start();
+        let load = burst(node.public, random.next(), &format!("s{shards}"));
+        std::thread::sleep(Duration::from_millis(150));
+        let attempts = load.finish();
+        book.reconcile(&node, attempts, &mut random);
+        book.compare(&node);
+        node.kill();
+        site.audit();
+    }
+}
