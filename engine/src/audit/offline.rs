@@ -1,6 +1,7 @@
 //! An audit of a stopped node's data folder. Nothing in it is repaired or written.
 
 use std::path::Path;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -63,10 +64,7 @@ pub fn audit_data_dir(
         let path = folder;
         return Err(CannotLook::Journal(JournalError::Missing { path }));
     }
-    let _lock = FolderLock::take(&folder).map_err(|e| match e {
-        JournalError::Locked { .. } => CannotLook::Running(data.display().to_string()),
-        other => CannotLook::Journal(other),
-    })?;
+    let _lock = lock(data, &folder)?;
     progress(Progress { step: "finding the journal's end", done: 0, of: 1 });
     let name = data.display().to_string();
     let stopped = match StoppedJournal::open(&folder) {
@@ -114,6 +112,28 @@ pub fn audit_data_dir(
     })?;
     Ok(outcome.expect("it runs once within all transactions")?)
 }
+
+/// Takes the folder's lock. A node that was killed a moment ago may hold it until the kernel has
+/// taken its memory back, so a held lock is tried for a second.
+fn lock(data: &Path, folder: &Path) -> Result<FolderLock, CannotLook> {
+    let mut tries = 1;
+    loop {
+        match FolderLock::take(folder) {
+            Ok(lock) => return Ok(lock),
+            Err(JournalError::Locked { .. }) if tries < LOCK_TRIES => {
+                tries += 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(JournalError::Locked { .. }) => {
+                return Err(CannotLook::Running(data.display().to_string()));
+            }
+            Err(e) => return Err(CannotLook::Journal(e)),
+        }
+    }
+}
+
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// The database shards' folder within a data folder.
 pub const DATABASE_DIR: &str = "db";

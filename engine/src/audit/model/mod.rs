@@ -4,8 +4,9 @@
 //! Nothing here panics on a damaged journal: whatever does not fit becomes a finding, and the
 //! model goes on from what the record says, so that one wrong record is one finding.
 //!
-//! Memory: about 45 bytes per member and 170 per remembered redemption; so 10 M members with
-//! 2 M redemptions take 0.8 GB.
+//! Memory: the whole audit peaks at about 150 bytes per member and 170 more per remembered
+//! redemption. Measured with 1 M members and 2 M ledger rows: 153 MB and 8 s, unoptimized; so 10 M
+//! members take about 1.5 GB. Model and replay come one after the other, never together.
 
 mod control;
 mod member;

@@ -48,7 +48,7 @@ fn open(data: &Path, shard: u8) -> Connection {
     connection
 }
 
-/// Runs statements on database shard 1. `$member`, `$id`, `$item` and `$seq` stand for the victim's.
+/// Runs statements on database shard 1. `$member`, `$id`, `$item`, `$seq`: the victim's.
 fn tamper(data: &Path, sql: &str) {
     let v = victim();
     let sql = sql
