@@ -59,11 +59,34 @@ enum Event {
 /// What comes next once records are durable.
 enum Step {
     Answer(Reply),
-    Defined { sale: SaleIndex, reply: Reply },
-    Changed { sale: SaleIndex, change: SaleChange, reply: Option<Reply> },
-    Added { item: ItemIndex, total: u64, reply: Reply },
-    Withdrawn { item: ItemIndex, total: u64, reply: Reply },
-    Accepted { item: ItemIndex, granted: u64 },
+    Defined {
+        sale: SaleIndex,
+        reply: Reply,
+    },
+    Changed {
+        sale: SaleIndex,
+        change: SaleChange,
+        reply: Option<Reply>,
+    },
+    /// The sale stands as asked already; a change of it may still be on its way to the shards.
+    Unchanged {
+        sale: SaleIndex,
+        reply: Reply,
+    },
+    Added {
+        item: ItemIndex,
+        total: u64,
+        reply: Reply,
+    },
+    Withdrawn {
+        item: ItemIndex,
+        total: u64,
+        reply: Reply,
+    },
+    Accepted {
+        item: ItemIndex,
+        granted: u64,
+    },
 }
 
 struct Reply {
@@ -84,6 +107,8 @@ type BarrierId = u64;
 struct Barrier {
     missing: usize,
     reply: Option<Reply>,
+    /// Of callers who asked for the same, and must not be told before it is so.
+    followers: Vec<Reply>,
     then: AfterBarrier,
 }
 
@@ -233,6 +258,11 @@ impl Control {
                 ControlCommand::Change { change, .. },
             ) => Step::Changed { sale, change: *change, reply: Some(reply) },
             (
+                ControlOutcome::Changed { sale, changed: false }
+                | ControlOutcome::Defined { sale, replayed: true },
+                _,
+            ) => Step::Unchanged { sale, reply },
+            (
                 ControlOutcome::Stock { item, total, replayed: false, .. },
                 ControlCommand::AddStock { .. },
             ) => Step::Added { item, total, reply },
@@ -299,6 +329,7 @@ impl Control {
             Step::Answer(reply) => reply.send(),
             Step::Defined { sale, reply } => self.defined(sale, reply),
             Step::Changed { sale, change, reply } => self.changed(sale, change, reply),
+            Step::Unchanged { sale, reply } => self.follow(sale, reply),
             Step::Added { item, total, reply } => {
                 self.parts.stock.set_total(item, total);
                 let barrier = self.barrier(1, Some(reply), self.stock_event(item));
@@ -499,7 +530,7 @@ impl Control {
     fn barrier(&mut self, missing: usize, reply: Option<Reply>, then: AfterBarrier) -> BarrierId {
         let id = self.next_barrier;
         self.next_barrier += 1;
-        self.barriers.insert(id, Barrier { missing, reply, then });
+        self.barriers.insert(id, Barrier { missing, reply, followers: Vec::new(), then });
         id
     }
 
@@ -516,7 +547,7 @@ impl Control {
         if barrier.missing > 0 {
             return;
         }
-        let Barrier { reply, then, .. } = self.barriers.remove(&id).expect("just seen");
+        let Barrier { reply, followers, then, .. } = self.barriers.remove(&id).expect("just seen");
         match then {
             AfterBarrier::Nothing => {}
             AfterBarrier::Publish(entry) => self.parts.catalog.insert(&entry),
@@ -528,8 +559,24 @@ impl Control {
             }
             AfterBarrier::KeysDropped(sale) => self.keys_dropped(sale),
         }
-        if let Some(reply) = reply {
+        for reply in reply.into_iter().chain(followers) {
             reply.send();
+        }
+    }
+
+    /// Answers once the shards decide by the sale as it stands: at once, or behind the change of
+    /// it that is still on its way [`open` was answered 200 beside the sale's own opening, and the
+    /// next redemption met a shard that had not opened yet].
+    fn follow(&mut self, sale: SaleIndex, reply: Reply) {
+        let is_of_sale = |barrier: &Barrier| match &barrier.then {
+            AfterBarrier::Publish(entry) => entry.index == sale,
+            AfterBarrier::Announce(of, _) => *of == sale,
+            AfterBarrier::Nothing | AfterBarrier::KeysDropped(_) => false,
+        };
+        let pending = self.barriers.iter_mut().filter(|(_, barrier)| is_of_sale(barrier));
+        match pending.max_by_key(|(id, _)| **id) {
+            Some((_, barrier)) => barrier.followers.push(reply),
+            None => reply.send(),
         }
     }
 

@@ -409,6 +409,23 @@ fn refusals_by_sale(run: &Run) {
 }
 
 #[test]
+fn an_open_that_is_answered_is_open_for_the_next_request() {
+    let node = TestNode::start();
+    import(&node, [(1, 1_000)]);
+    // Its time has passed, so it opens by itself while it is opened by hand.
+    for n in 0..50 {
+        let id = format!("s{n}");
+        let sale = definition(&id, PAST, &[("cup", 1, 5, 1)]);
+        assert_eq!(Ask::post("/v1/sales").json(&sale).send(node.admin).status, 201);
+        let open = Ask::post(&format!("/v1/sales/{id}/open")).send(node.admin);
+        assert_eq!(open.status, 200, "{}", open.text());
+        let ask = redeem(&id, 1, &format!("k{n}"), r#"{"sku":"cup","quantity":1}"#);
+        let answer = ask.send(node.public);
+        assert_eq!(answer.status, 201, "sale {n}: {}", answer.text());
+    }
+}
+
+#[test]
 fn a_stream_tells_what_happens_to_a_sale() {
     let node = TestNode::start();
     let spec = Spec::load();
