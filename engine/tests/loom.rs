@@ -1,10 +1,13 @@
-//! Every interleaving of the stock line: `scripts/test loom`.
+//! Every interleaving of the stock line and of the journal's doorbell: `scripts/test loom`.
 //!
-//! Only this test sees `--cfg loom`: it compiles the very source of the stock line against loom's
+//! Only this test sees `--cfg loom`: it compiles their very sources against loom's
 //! atomics, while all dependencies stay as they are. Without the flag it is empty.
 #![cfg(loom)]
-#![allow(dead_code, reason = "two files of the engine are included whole for a few functions")]
+#![allow(dead_code, reason = "files of the engine are included whole for a few functions")]
 
+// Brings its own model along.
+#[path = "../src/journal/doorbell.rs"]
+mod doorbell;
 #[path = "../src/stock/line.rs"]
 mod line;
 #[path = "../src/units.rs"]
