@@ -282,7 +282,8 @@ impl Stats {
     /// The index of an answer's outcome; the first of its kind allocates.
     pub fn answered(&mut self, status: u16, code: &str, class: impl FnOnce() -> Class) -> usize {
         let found = self.outcomes.iter().position(|o| {
-            matches!(&o.key, OutcomeKey::Answered { status: s, code: c } if *s == status && c == code)
+            matches!(&o.key,
+                OutcomeKey::Answered { status: s, code: c } if *s == status && c == code)
         });
         found.unwrap_or_else(|| {
             let key = OutcomeKey::Answered { status, code: code.to_owned() };

@@ -313,7 +313,8 @@ macro_rules! overlay {
 overlay! {
     ClientArgs { connections, threads, pipeline, timeout, drain, max_lag, max_own_lag, attempts; }
     RedeemArgs {
-        sale, members, choice, hot_item, quantity, polls, holds, confirms, cancels, think, duplicates; items
+        sale, members, choice, hot_item, quantity, polls, holds, confirms, cancels, think,
+        duplicates; items
     }
     CheckArgs { check, admin, store, store_wait, balances; threshold }
 }

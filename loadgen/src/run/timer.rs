@@ -20,7 +20,7 @@ impl Timer {
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let fd = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        // SAFETY: the timer owns the descriptor from here on, open and unchanged until it is dropped.
+        // SAFETY: the timer owns the descriptor from here on, open and unchanged until its drop.
         Ok(Self { fd: unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }? })
     }
 
