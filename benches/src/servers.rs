@@ -23,7 +23,7 @@ impl Server {
     /// Starts `command` pinned to `core` and waits for its ready file.
     ///
     /// Errors: it ended before, or was not ready within five minutes.
-    pub fn start(command: Command, core: usize, ready_file: &Path) -> io::Result<Self> {
+    pub fn start(command: &Command, core: usize, ready_file: &Path) -> io::Result<Self> {
         let program = command.get_program().to_owned();
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
         let environment: Vec<_> = command

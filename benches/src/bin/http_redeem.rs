@@ -176,7 +176,7 @@ fn main() -> std::io::Result<()> {
             let seconds = Duration::from_secs_f64(args.seconds);
             let measured =
                 run(server.addresses[0], args.connections, case.pipeline, seconds, &mut requests)?;
-            let cpu = server.cpu()? - before;
+            let cpu = server.cpu()?.saturating_sub(before);
             check(case, &measured);
             eprintln!(
                 "round {}  {:<34} {:>9.0}/s  {:>6.2} µs CPU",
@@ -251,7 +251,7 @@ fn bare(data: &Path) -> std::io::Result<Server> {
     let ready = data.join("bare.ready");
     let mut command = Command::new(binary("bare_hyper"));
     command.arg(&ready);
-    Server::start(command, SERVER_CORE, &ready)
+    Server::start(&command, SERVER_CORE, &ready)
 }
 
 fn node(data: &Path, name: &str, unsynced: bool, args: &Args) -> std::io::Result<Server> {
@@ -270,7 +270,7 @@ fn node(data: &Path, name: &str, unsynced: bool, args: &Args) -> std::io::Result
     if unsynced {
         command.env("ONRUSH_UNSAFE_NO_SYNC", "1");
     }
-    let server = Server::start(command, SERVER_CORE, &ready)?;
+    let server = Server::start(&command, SERVER_CORE, &ready)?;
     let mut csv = String::from("member,points\n");
     for member in 1..=args.members {
         let _ = writeln!(csv, "{member},1000000000");

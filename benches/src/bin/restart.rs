@@ -125,7 +125,7 @@ fn import(address: SocketAddr, members: u64) -> std::io::Result<()> {
         }
     }
     write!(stream, "0\r\n\r\n")?;
-    stream.set_read_timeout(Some(Duration::from_secs(600)))?;
+    stream.set_read_timeout(Some(Duration::from_mins(10)))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     if answer.starts_with("HTTP/1.1 200") {

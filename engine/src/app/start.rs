@@ -386,12 +386,18 @@ fn deal_slots(
     control: &ControlState,
     slots: Vec<SlotState>,
 ) -> Vec<ShardState> {
+    // A node that ended while keys were being dropped goes on so: no slot takes a key of a sale
+    // that another slot has begun to forget.
+    let mut catalog = control.catalog();
+    for sale in slots.iter().flat_map(SlotState::dropped_sales) {
+        catalog.mark_keys_dropped(*sale);
+    }
     let limits = KernelLimits { hold_allowance: config.limits.hold_allowance };
     let count = config.shards.count;
     let mut shards: Vec<ShardState> = (0..count)
         .map(|_| {
             let mut shard = ShardState::new(journal, limits);
-            *shard.catalog_mut() = control.catalog();
+            *shard.catalog_mut() = catalog.clone();
             shard
         })
         .collect();

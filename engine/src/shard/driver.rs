@@ -33,8 +33,8 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 const RING_FULL_PAUSE: Duration = Duration::from_micros(200);
 /// How soon a shard without requests looks whether its walk may go on.
 const WALK_PAUSE: Duration = Duration::from_millis(1);
-/// Requests between the two prefetches of a batch.
-const PREFETCH_DISTANCE: usize = 8;
+/// Requests between a member's line being asked for and used; its slot's head, twice as many.
+const PREFETCH_DISTANCE: usize = 12;
 /// Bytes that one command may leave in the ring; admin notes make the longest records.
 const RECORD_BYTES_MAX: usize = 2048;
 /// Holds expired between two batches.
@@ -179,13 +179,19 @@ impl Shard {
             return true;
         }
         let requests = std::mem::take(&mut self.requests);
+        for request in requests.iter().take(2 * PREFETCH_DISTANCE) {
+            self.prefetch_slot(&request.command);
+        }
         for request in requests.iter().take(PREFETCH_DISTANCE) {
-            self.prefetch(&request.command);
+            self.prefetch_line(&request.command);
         }
         let now = self.parts.clock.now();
         for (at, request) in requests.iter().enumerate() {
+            if let Some(ahead) = requests.get(at + 2 * PREFETCH_DISTANCE) {
+                self.prefetch_slot(&ahead.command);
+            }
             if let Some(ahead) = requests.get(at + PREFETCH_DISTANCE) {
-                self.prefetch(&ahead.command);
+                self.prefetch_line(&ahead.command);
             }
             self.decide(now, request);
         }
@@ -196,9 +202,15 @@ impl Shard {
         false
     }
 
-    fn prefetch(&self, command: &Command) {
+    fn prefetch_slot(&self, command: &Command) {
         if let Command::Redeem { member, .. } = command {
-            self.parts.state.prefetch(*member);
+            self.parts.state.prefetch_slot(*member);
+        }
+    }
+
+    fn prefetch_line(&self, command: &Command) {
+        if let Command::Redeem { member, .. } = command {
+            self.parts.state.prefetch_line(*member);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::thread::{self, JoinHandle};
 
 use serde_json::Value;
@@ -40,7 +41,19 @@ pub fn tool(args: &[&str]) -> Ran {
 pub fn run(url: &str, args: &[&str]) -> Ran {
     let ran = tool(&run_args(url, args));
     assert!(ran.summary.is_object(), "no summary: {} {}", ran.stdout, ran.stderr);
+    conforms(&ran.summary);
     ran
+}
+
+/// Every summary that a test makes is one as the schema has it.
+fn conforms(summary: &Value) {
+    static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+        let schema = serde_json::from_str(include_str!("../../summary.schema.json")).unwrap();
+        jsonschema::validator_for(&schema).unwrap()
+    });
+    let errors: Vec<_> =
+        SCHEMA.iter_errors(summary).map(|e| format!("{e} at {}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
 }
 
 /// The same, while the test does something else.
@@ -48,7 +61,9 @@ pub fn run_aside(url: &str, args: &[&str]) -> JoinHandle<Ran> {
     let args: Vec<String> = run_args(url, args).into_iter().map(Into::into).collect();
     thread::spawn(move || {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        tool(&args)
+        let ran = tool(&args);
+        conforms(&ran.summary);
+        ran
     })
 }
 
