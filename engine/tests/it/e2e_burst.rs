@@ -147,7 +147,8 @@ impl Book {
                 self.unanswered += 1;
                 let first = retry(client, &wish);
                 if first.status == 201 {
-                    self.unanswered_done += 1;
+                    let had_effect = first.header("idempotent-replayed") == Some("true");
+                    self.unanswered_done += usize::from(had_effect);
                     assert_same(&wish, &first.body, &retry(client, &wish));
                     self.enter(client, wish, &first, None);
                 }
@@ -221,6 +222,11 @@ impl Book {
 
     pub fn unanswered(&self) -> usize {
         self.unanswered
+    }
+
+    /// Requests that had an effect, and whose answer never came.
+    pub fn unanswered_done(&self) -> usize {
+        self.unanswered_done
     }
 
     pub fn summary(&self) -> String {

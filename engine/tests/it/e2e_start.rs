@@ -99,6 +99,7 @@ fn a_drain_finishes_what_was_accepted() {
     book.reconcile(&node, attempts, &mut crate::e2e::Random::from_seed(1));
     book.compare(&node);
     println!("drain: {}", book.summary());
+    assert_eq!(book.unanswered_done(), 0, "what was accepted was also answered");
 }
 
 #[test]
