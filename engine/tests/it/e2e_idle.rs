@@ -11,7 +11,7 @@ use crate::e2e_client::Wish;
 const CONNECTIONS: usize = 10_000;
 
 /// Lets this process (and the node it starts) have so many open files.
-fn raise_file_limit(wanted: u64) -> bool {
+pub fn raise_file_limit(wanted: u64) -> bool {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|now| now >= wanted) {
         return true;
