@@ -175,7 +175,7 @@ fn burst_and_cut(site: &Site, volume: &mut Volume, random: &mut Random, tag: &st
 #[test]
 fn a_full_disk_loses_nothing() {
     let _turn = turn();
-    let Some(volume) = Volume::new("a full disk", 192) else { return };
+    let Some(volume) = Volume::new("a full disk", 640) else { return };
     let mut random = Random::new("a full disk");
     let mut site = Site::new().with_data(&volume.mount_point().join("data"));
     site.set("journal.keep_ms", "86400000");
