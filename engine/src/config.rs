@@ -149,8 +149,6 @@ pub struct LimitsConfig {
     pub hold_allowance: u8,
     /// How long request keys are remembered after their sale's end.
     pub key_retention_ms: u64,
-    /// How long admin keys are remembered.
-    pub admin_key_retention_ms: u64,
 }
 
 const HOUR_MS: u64 = 3_600_000;
@@ -215,7 +213,6 @@ impl Default for LimitsConfig {
         Self {
             hold_allowance: 8,
             key_retention_ms: 24 * HOUR_MS,
-            admin_key_retention_ms: 30 * 24 * HOUR_MS,
         }
     }
 }
