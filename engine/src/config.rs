@@ -210,10 +210,7 @@ impl Default for PersistConfig {
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self {
-            hold_allowance: 8,
-            key_retention_ms: 24 * HOUR_MS,
-        }
+        Self { hold_allowance: 8, key_retention_ms: 24 * HOUR_MS }
     }
 }
 
