@@ -6,6 +6,7 @@ use thiserror::Error;
 use super::apply::{DataError, Effects};
 use super::rows::{AccountRow, LedgerRow, RedemptionRow, SlotSum, StockRow};
 use crate::ship::gap::Watermark;
+use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Partition};
 use crate::units::{Incarnation, JournalId, KeyHash, MemberId, NodeTime, RedemptionId, Seq, Slot};
 
@@ -33,6 +34,22 @@ pub struct WatermarkMove {
     pub expected: Watermark,
     pub next: Watermark,
     pub at: NodeTime,
+}
+
+/// Where a log is read on from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offsets<'a> {
+    /// What they count in: a topic's name. Offsets of another topic say nothing.
+    pub topic: &'a str,
+    /// Per partition the next to read; partitions not named here stay where they are.
+    pub next: &'a [(Partition, LogOffset)],
+}
+
+/// A request to send a stream again from the record behind `to` on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RewindRequest {
+    pub stream: Stream,
+    pub to: Seq,
 }
 
 /// Why a record is in the dead-letter table.
@@ -76,6 +93,8 @@ pub struct StoreBatch<'a> {
     pub letters: &'a [Letter],
     /// Letters that these effects are, at last.
     pub applied: &'a [LetterId],
+    /// Where the log is to be read on once this is committed; empty for the embedded log.
+    pub offsets: Offsets<'a>,
 }
 
 /// A transaction that was not committed, or of which it is not known.
@@ -126,6 +145,13 @@ pub trait Store: Send {
     /// Leaves a rewind request beside the watermark; the log's writer polls for it.
     fn ask_rewind(&mut self, stream: Stream, to: Seq, reason: &str) -> Result<(), StoreError>;
 
+    /// Rewind requests that no batch has answered yet: those whose stream's watermark has not
+    /// passed `to`. The shipper polls them, and the watermarks, from a connection of its own.
+    fn rewinds(&mut self) -> Result<Vec<RewindRequest>, StoreError>;
+
+    /// The offsets of a topic, as they were committed with the last batches.
+    fn offsets(&mut self, topic: &str) -> Result<Vec<(Partition, LogOffset)>, StoreError>;
+
     /// Letters not applied yet, in the order of their arrival, behind `after`.
     fn letters(
         &mut self,
@@ -135,6 +161,38 @@ pub trait Store: Send {
 
     /// Notes another try of a letter that failed again.
     fn letter_failed(&mut self, id: LetterId, reason: &str) -> Result<(), StoreError>;
+}
+
+/// A store chosen by the settings.
+impl<S: Store + ?Sized> Store for Box<S> {
+    fn shard(&self) -> DatabaseShard {
+        (**self).shard()
+    }
+    fn watermarks(&mut self) -> Result<Vec<WatermarkRow>, StoreError> {
+        (**self).watermarks()
+    }
+    fn apply(&mut self, batch: &StoreBatch<'_>) -> Result<(), StoreError> {
+        (**self).apply(batch)
+    }
+    fn ask_rewind(&mut self, stream: Stream, to: Seq, reason: &str) -> Result<(), StoreError> {
+        (**self).ask_rewind(stream, to, reason)
+    }
+    fn rewinds(&mut self) -> Result<Vec<RewindRequest>, StoreError> {
+        (**self).rewinds()
+    }
+    fn offsets(&mut self, topic: &str) -> Result<Vec<(Partition, LogOffset)>, StoreError> {
+        (**self).offsets(topic)
+    }
+    fn letters(
+        &mut self,
+        after: LetterId,
+        limit: u32,
+    ) -> Result<Vec<(LetterId, Letter)>, StoreError> {
+        (**self).letters(after, limit)
+    }
+    fn letter_failed(&mut self, id: LetterId, reason: &str) -> Result<(), StoreError> {
+        (**self).letter_failed(id, reason)
+    }
 }
 
 /// Where a statement's page ends: before the entry of this time and place.

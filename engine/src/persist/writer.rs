@@ -16,13 +16,13 @@ use std::sync::atomic::Ordering;
 use super::apply::{At, DataError, Effects, member_of};
 use super::status::{PersistStatus, ShardStatus};
 use super::store::{
-    Letter, LetterId, LetterState, Store, StoreBatch, StoreError, Stream, WatermarkMove,
+    Letter, LetterId, LetterState, Offsets, Store, StoreBatch, StoreError, Stream, WatermarkMove,
 };
 use crate::kernel::record::{Record, RecordError, RecordHead};
 use crate::ship::gap::{Alarm, Verdict, Watermark};
-use crate::ship::log::{Log, LogBatch, LogError, LogRecord};
-use crate::ship::partition::{DatabaseShard, Layout};
-use crate::units::{MemberId, NodeTime, Seq, Slot};
+use crate::ship::log::{Log, LogBatch, LogError, LogOffset, LogRecord, Mark};
+use crate::ship::partition::{DatabaseShard, Layout, Partition};
+use crate::units::{MemberId, Seq, Slot};
 
 /// Looked at for every record, by keys of our own: a fast hash will do.
 type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::FixedState>;
@@ -254,6 +254,10 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             Err(LogError::Gone { first_kept, .. }) => return self.hold_gone(first_kept),
             polled => polled?,
         };
+        if polled.must_reread {
+            self.reread()?;
+            return Ok(Next::Now);
+        }
         self.is_behind = !polled.caught_up;
         let judged = self.judge(now_ms);
         let moves_marks = is_urgent || now_ms >= self.marked_at_ms + self.settings.mark_every_ms;
@@ -278,7 +282,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
 #[derive(Default)]
 struct Judged {
     /// Watermarks that marks move, once all records are applied.
-    marks: Vec<(Stream, Watermark, NodeTime)>,
+    marks: Vec<(Stream, Watermark, Mark)>,
     gaps: Vec<(Stream, Seq)>,
     alarms: Vec<(Stream, Alarm)>,
     /// A record that only a newer program can read: everything from it on waits.
@@ -340,7 +344,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
                 .entry(stream)
                 .or_insert_with(|| self.committed.get(&stream).copied().unwrap_or_default());
             match watermark.judge(mark.step()) {
-                Verdict::Apply(after) => judged.marks.push((stream, after, mark.node_time)),
+                Verdict::Apply(after) => judged.marks.push((stream, after, *mark)),
                 Verdict::Skip => {}
                 Verdict::Gap { rewind_to } => judged.gap(stream, rewind_to),
                 Verdict::Alarm(alarm) => judged.alarms.push((stream, alarm)),
@@ -439,11 +443,21 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         }
         self.load_parked()?;
         self.resync();
+        let topic = self.log.topic().to_owned();
+        if !topic.is_empty() {
+            let offsets = self.store.offsets(&topic)?;
+            self.log.resume(&offsets);
+        }
         self.publish();
         Ok(())
     }
 
     fn publish(&self) {
+        // Where several journals come by, and others write the same database shard too, how far
+        // it is can only be asked of the database itself: whoever wants to know does.
+        if self.log.journal().is_none() {
+            return self.status.notify();
+        }
         for (stream, watermark) in &self.committed {
             self.shard_status().set_persisted(stream.partition, watermark.seq);
         }
@@ -488,7 +502,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     fn commit_all(
         &mut self,
         run: Range<usize>,
-        marks: &[(Stream, Watermark, NodeTime)],
+        marks: &[(Stream, Watermark, Mark)],
     ) -> Result<(), StoreError> {
         match self.commit(run.clone(), marks, None) {
             Err(StoreError::Data(error)) if run.len() <= 1 => self.bury(run.start, error, marks),
@@ -506,7 +520,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         &mut self,
         index: usize,
         mut error: DataError,
-        marks: &[(Stream, Watermark, NodeTime)],
+        marks: &[(Stream, Watermark, Mark)],
     ) -> Result<(), StoreError> {
         for _ in 1..TRIES {
             match self.commit(index..index + 1, marks, None) {
@@ -526,16 +540,21 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     fn commit(
         &mut self,
         run: Range<usize>,
-        marks: &[(Stream, Watermark, NodeTime)],
+        marks: &[(Stream, Watermark, Mark)],
         dead: Option<&DataError>,
     ) -> Result<(), StoreError> {
         self.effects.clear(self.shard.is_home());
         let mut letters = Vec::new();
         let mut moves: HashMap<Stream, WatermarkMove> = HashMap::default();
+        let mut offsets: HashMap<Partition, LogOffset> = HashMap::default();
         let committed = &self.committed;
-        let mut advance = |stream, next, at| {
+        let mut advance = |stream: Stream, next, at, offset: Option<LogOffset>| {
             let expected = committed.get(&stream).copied().unwrap_or_default();
             moves.insert(stream, WatermarkMove { stream, expected, next, at });
+            if let Some(offset) = offset {
+                let furthest = offsets.entry(stream.partition).or_insert(offset);
+                *furthest = offset.max(*furthest);
+            }
         };
         for planned in &self.plan[run] {
             let record = &self.batch.records[planned.index];
@@ -550,14 +569,20 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
                 let at = At { journal: record.journal, seq: record.seq, slot: planned.slot };
                 self.effects.add(at, decoded, bytes)?;
             }
-            advance(planned.stream, planned.after, record.node_time);
+            advance(planned.stream, planned.after, record.node_time, record.next);
         }
-        for (stream, next, at) in marks {
-            advance(*stream, *next, *at);
+        for (stream, next, mark) in marks {
+            advance(*stream, *next, mark.node_time, mark.next);
         }
         let moves: Vec<_> = moves.into_values().collect();
-        let effects = &self.effects;
-        let batch = StoreBatch { moves: &moves, effects, letters: &letters, applied: &[] };
+        let next: Vec<_> = offsets.into_iter().collect();
+        let batch = StoreBatch {
+            moves: &moves,
+            effects: &self.effects,
+            letters: &letters,
+            applied: &[],
+            offsets: Offsets { topic: self.log.topic(), next: &next },
+        };
         self.store.apply(&batch)?;
         self.committed.extend(moves.iter().map(|m| (m.stream, m.next)));
         self.count(&moves, &letters);
@@ -638,8 +663,13 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         self.effects.clear(self.shard.is_home());
         let at = At { journal: letter.stream.journal, seq: letter.seq, slot: letter.slot };
         self.effects.add(at, &record, &letter.record)?;
-        let effects = &self.effects;
-        self.store.apply(&StoreBatch { moves: &[], effects, letters: &[], applied: &[id] })
+        self.store.apply(&StoreBatch {
+            moves: &[],
+            effects: &self.effects,
+            letters: &[],
+            applied: &[id],
+            offsets: Offsets::default(),
+        })
     }
 
     /// Learns from the database who is parked.

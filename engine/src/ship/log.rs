@@ -21,8 +21,25 @@ pub struct LogRecord {
     pub prev_seq: Seq,
     /// When its frame was written.
     pub node_time: NodeTime,
+    /// Where the log is read on behind it, if the log counts by offsets of its own.
+    pub next: Option<LogOffset>,
     /// Its bytes in the batch.
     range: Range<usize>,
+}
+
+/// A place in one partition of a log that counts by itself: a Kafka offset. The store keeps it
+/// beside the watermarks, in the same transaction. Only a hint where to read on from: what was
+/// applied is what the watermarks say.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LogOffset(i64);
+
+impl LogOffset {
+    pub const fn new(raw: i64) -> Self {
+        Self(raw)
+    }
+    pub const fn get(self) -> i64 {
+        self.0
+    }
 }
 
 /// "Complete through S": of this journal, everything up to there has come by in this partition.
@@ -35,6 +52,8 @@ pub struct Mark {
     pub prev_seq: Seq,
     pub through: Seq,
     pub node_time: NodeTime,
+    /// As [`LogRecord::next`].
+    pub next: Option<LogOffset>,
 }
 
 impl LogRecord {
@@ -78,6 +97,17 @@ impl LogBatch {
     }
     /// Adds a record that came at `place`.
     pub fn push(&mut self, partition: Partition, place: Place, prev_seq: Seq, bytes: &[u8]) {
+        self.push_at(partition, place, prev_seq, None, bytes);
+    }
+    /// The same, of a log that counts by offsets.
+    pub fn push_at(
+        &mut self,
+        partition: Partition,
+        place: Place,
+        prev_seq: Seq,
+        next: Option<LogOffset>,
+        bytes: &[u8],
+    ) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
         let Place { journal, incarnation, seq, node_time } = place;
@@ -89,6 +119,7 @@ impl LogBatch {
             seq,
             prev_seq,
             node_time,
+            next,
             range,
         });
     }
@@ -117,6 +148,9 @@ pub struct Head {
 pub struct Polled {
     /// There is nothing more just now.
     pub caught_up: bool,
+    /// Which partitions are read here has changed: the watermarks and offsets must be read from
+    /// the store before anything of the batch is judged. The batch is empty then.
+    pub must_reread: bool,
 }
 
 /// The log could not be read. Nothing is skipped: the poll is made again later.
@@ -142,6 +176,17 @@ pub trait Log: Send {
     /// Sends nothing more of one partition of one journal, until it is rewound.
     fn hold_back(&mut self, journal: JournalId, partition: Partition) {
         self.rewind(journal, partition, Seq::new(u64::MAX - 1));
+    }
+
+    /// Reads on from where the store says that it had read to; after every time that the store
+    /// was asked. A partition without an offset begins at the log's beginning.
+    fn resume(&mut self, offsets: &[(Partition, LogOffset)]) {
+        let _ = offsets;
+    }
+
+    /// What the offsets count in: the topic's name; empty for a log that counts by `seq`.
+    fn topic(&self) -> &str {
+        ""
     }
 
     /// The journal that all records come from; `None` where there may be several.

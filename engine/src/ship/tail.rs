@@ -134,6 +134,7 @@ impl<F: FrameSource> JournalLog<F> {
                 prev_seq: self.last[partition.index()].min(through),
                 through,
                 node_time,
+                next: None,
             })
             .collect()
     }
@@ -165,7 +166,7 @@ impl<F: FrameSource> Log for JournalLog<F> {
             None => None,
         };
         batch.marks.extend(at.map(|at| self.mark(at)).unwrap_or_default());
-        Ok(Polled { caught_up })
+        Ok(Polled { caught_up, must_reread: false })
     }
 
     fn rewind(&mut self, journal: JournalId, partition: Partition, to: Seq) {

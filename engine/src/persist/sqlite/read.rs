@@ -11,10 +11,11 @@ use crate::persist::rows::{
     AccountRow, LedgerAccount, LedgerRow, MoveKind, RedemptionRow, SlotSum, StockRow, StockSums,
 };
 use crate::persist::store::{
-    ConsistentRead, Letter, LetterId, LetterState, StatementCursor, StoreError, StoreReader,
-    Stream, WatermarkRow,
+    ConsistentRead, Letter, LetterId, LetterState, RewindRequest, StatementCursor, StoreError,
+    StoreReader, Stream, WatermarkRow,
 };
 use crate::ship::gap::Watermark;
+use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Partition};
 use crate::units::{
     Incarnation, ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId,
@@ -221,6 +222,27 @@ pub(super) fn watermark_at(r: &Row<'_>) -> rusqlite::Result<Watermark> {
         incarnation: Incarnation::new(r.get(0)?),
         since: Seq::new(unsigned(r, 1)?),
         seq: Seq::new(unsigned(r, 2)?),
+    })
+}
+
+/// Requests that no batch has answered yet.
+pub(super) fn rewinds(connection: &Connection) -> Result<Vec<RewindRequest>, StoreError> {
+    let sql = "SELECT journal, partition, to_seq FROM rewinds WHERE is_done = 0 ORDER BY id";
+    rows(connection, sql, [], |r| {
+        let partition = Partition::new(r.get(1)?).ok_or_else(|| out_of_range(1))?;
+        let stream = Stream { journal: JournalId::new(unsigned(r, 0)?), partition };
+        Ok(RewindRequest { stream, to: Seq::new(unsigned(r, 2)?) })
+    })
+}
+
+pub(super) fn offsets(
+    connection: &Connection,
+    topic: &str,
+) -> Result<Vec<(Partition, LogOffset)>, StoreError> {
+    let sql = "SELECT partition, next_offset FROM log_offsets WHERE topic = ?1 ORDER BY partition";
+    rows(connection, sql, [topic], |r| {
+        let partition = Partition::new(r.get(0)?).ok_or_else(|| out_of_range(0))?;
+        Ok((partition, LogOffset::new(r.get(1)?)))
     })
 }
 

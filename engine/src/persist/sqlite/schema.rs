@@ -8,8 +8,10 @@ use crate::persist::store::StoreError;
 use crate::ship::partition::{DatabaseShard, Layout};
 
 /// Steps from version to version, in order. Files are never changed once released: add one.
-const MIGRATIONS: [(&str, &str); 1] =
-    [("0001_tables", include_str!("../../../../config/schema/sqlite/0001_tables.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("0001_tables", include_str!("../../../../config/schema/sqlite/0001_tables.sql")),
+    ("0002_log_offsets", include_str!("../../../../config/schema/sqlite/0002_log_offsets.sql")),
+];
 
 const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_versions (
     version INTEGER PRIMARY KEY,

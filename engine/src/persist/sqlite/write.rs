@@ -21,10 +21,12 @@ use crate::persist::rows::{
     AccountChange, AdminChange, LedgerRow, RedemptionMove, RedemptionRow, SaleState,
 };
 use crate::persist::store::{
-    Letter, LetterId, LetterState, Store, StoreBatch, StoreError, Stream, WatermarkRow,
+    Letter, LetterId, LetterState, RewindRequest, Store, StoreBatch, StoreError, Stream,
+    WatermarkRow,
 };
 use crate::ship::gap::Watermark;
-use crate::ship::partition::{DatabaseShard, Layout};
+use crate::ship::log::LogOffset;
+use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::units::Seq;
 
 /// One database shard, open for writing.
@@ -79,6 +81,7 @@ impl Store for SqliteStore {
         write_effects(&transaction, batch.effects)?;
         write_letters(&transaction, batch)?;
         move_watermarks(&transaction, batch)?;
+        move_offsets(&transaction, batch)?;
         if self.has_rewinds {
             close_rewinds(&transaction, batch)?;
         }
@@ -98,6 +101,14 @@ impl Store for SqliteStore {
         let row = params![journal, stream.partition.get(), bits(to.get()), reason];
         self.connection.execute(sql, row).map_err(error)?;
         Ok(())
+    }
+
+    fn rewinds(&mut self) -> Result<Vec<RewindRequest>, StoreError> {
+        read::rewinds(&self.connection)
+    }
+
+    fn offsets(&mut self, topic: &str) -> Result<Vec<(Partition, LogOffset)>, StoreError> {
+        read::offsets(&self.connection, topic)
     }
 
     fn letters(
@@ -148,6 +159,22 @@ fn move_watermarks(t: &Transaction<'_>, batch: &StoreBatch<'_>) -> Result<(), St
             bits(seq.get()),
             bits(m.at.get()),
         ];
+        upsert.execute(row).map_err(error)?;
+    }
+    Ok(())
+}
+
+fn move_offsets(t: &Transaction<'_>, batch: &StoreBatch<'_>) -> Result<(), StoreError> {
+    if batch.offsets.next.is_empty() {
+        return Ok(());
+    }
+    let mut upsert = prepare(
+        t,
+        "INSERT INTO log_offsets VALUES (?1, ?2, ?3)
+         ON CONFLICT (topic, partition) DO UPDATE SET next_offset = ?3",
+    )?;
+    for (partition, next) in batch.offsets.next {
+        let row = params![batch.offsets.topic, partition.get(), next.get()];
         upsert.execute(row).map_err(error)?;
     }
     Ok(())

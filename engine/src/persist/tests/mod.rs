@@ -16,11 +16,14 @@ use tempfile::TempDir;
 use super::embedded;
 use super::sqlite::SqliteStore;
 use super::status::PersistStatus;
-use super::store::{Letter, LetterId, Store, StoreBatch, StoreError, Stream, WatermarkRow};
+use super::store::{
+    Letter, LetterId, RewindRequest, Store, StoreBatch, StoreError, Stream, WatermarkRow,
+};
 use super::testing::{Generator, dump, fold};
 use super::writer::{ShardWriter, WriterSettings};
 use crate::ship::frames::MemoryFrames;
-use crate::ship::partition::{DatabaseShard, Layout};
+use crate::ship::log::LogOffset;
+use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::ship::tail::JournalLog;
 use crate::units::Seq;
 
@@ -93,6 +96,12 @@ impl Store for FaultyStore {
     }
     fn ask_rewind(&mut self, stream: Stream, to: Seq, reason: &str) -> Result<(), StoreError> {
         self.inner().ask_rewind(stream, to, reason)
+    }
+    fn rewinds(&mut self) -> Result<Vec<RewindRequest>, StoreError> {
+        self.inner().rewinds()
+    }
+    fn offsets(&mut self, topic: &str) -> Result<Vec<(Partition, LogOffset)>, StoreError> {
+        self.inner().offsets(topic)
     }
     fn letters(
         &mut self,
