@@ -16,7 +16,11 @@ use hyper_util::rt::TokioIo;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// As long as a 201 of the node.
-const BODY: &[u8] = br#"{"id":"01a20c4a-3c13-8740-b6bb-d40000000000","sale":"bench","sku":"sku-1","quantity":1,"points":1,"state":"confirmed","balance":9999900}"#;
+const BODY: &[u8] = concat!(
+    r#"{"id":"01a20c4a-3c13-8740-b6bb-d40000000000","sale":"bench","sku":"sku-1","#,
+    r#""quantity":1,"points":1,"state":"confirmed","balance":9999900}"#
+)
+.as_bytes();
 const LOCATION: &str = "/v1/redemptions/01a20c4a-3c13-8740-b6bb-d40000000000";
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {

@@ -63,7 +63,8 @@ fn main() {
     let at = |q: f64| rounds[(rounds.len() as f64 * q) as usize];
     println!(
         "{{\"members\":{},\"items\":{},\"decisions\":{},\"confirmed\":{:.3},\"replayed\":{:.3},\
-         \"ns_per_decision\":{mean:.1},\"cpu_ns_per_decision\":{cpu_mean:.1},\"ns_p10\":{:.1},\"ns_p50\":{:.1},\"ns_p90\":{:.1},\
+         \"ns_per_decision\":{mean:.1},\"cpu_ns_per_decision\":{cpu_mean:.1},\
+         \"ns_p10\":{:.1},\"ns_p50\":{:.1},\"ns_p90\":{:.1},\
          \"decisions_per_s\":{:.0},\"bytes_per_member_opened\":{:.1},\
          \"bytes_per_member_after_a_tenth_redeemed\":{:.1},\"bytes_per_member_at_end\":{:.1},\
          \"seed\":{},\"crc\":{}}}",

@@ -80,12 +80,13 @@ impl NodeFigures for Figures {
 
     fn journal(&self) -> Option<JournalFigures> {
         let s = self.sources.get()?;
+        let records_written = s.stats.record_count.load(Ordering::Relaxed);
         Some(JournalFigures {
             syncs: buckets(s.sync_bounds, &s.stats.sync_ns.read()),
             frames: buckets(s.frame_bounds, &s.stats.frame_bytes.read()),
             bytes_written: s.stats.byte_count.load(Ordering::Relaxed),
-            records_written: s.stats.record_count.load(Ordering::Relaxed),
-            lag_records: 0,
+            records_written,
+            lag_records: s.gauges.records().saturating_sub(records_written),
             disk_bytes: s.disk.used_bytes(),
             disk_bytes_max: s.disk_bytes_max,
         })
@@ -116,6 +117,6 @@ impl NodeFigures for Figures {
     }
 
     fn member_count(&self) -> Option<u64> {
-        None
+        self.sources.get().map(|s| s.gauges.members())
     }
 }

@@ -153,6 +153,7 @@ impl Node {
             inboxes: Arc::clone(&inboxes),
             catalog: Arc::clone(&catalog),
             stock: Arc::clone(&stock),
+            gauges: Arc::clone(&gauges),
             events: Arc::clone(&events),
             clock: Arc::clone(&clock),
             key_retention_ms: config.limits.key_retention_ms,

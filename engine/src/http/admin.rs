@@ -1,5 +1,6 @@
 //! What operators do: sales, stock, points, reversals. Each change is a durable record with the
-//! operator, reason and reference in it before it is answered.
+//! operator, reason and reference in it before it is answered. The operator comes by header, from
+//! whatever authenticated it; reason and reference by header or in the body.
 
 use std::sync::Arc;
 
@@ -8,25 +9,29 @@ use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LOCATION};
 use hyper::http::request::Parts;
+use serde::Deserialize;
 
 use super::body::{self, BODY_LEN_MAX};
 use super::identity::parse_member;
 use super::json;
 use super::members;
-use super::parse::{self, Object, PointsBody, StockBody};
+use super::parse::{self, EmptyBody, Noted, PointsBody, StockBody};
 use super::problem::{Help, Kind, Problem};
 use super::redeem::{refused, write_view};
-use super::redemptions::{ask, empty_body, redemption_id};
+use super::redemptions::{ask, optional_body, redemption_id};
 use super::reply::{Label, Reply};
 use super::route::SaleStep;
 use super::sales::write_head;
 use super::worker::{Ready, Worker};
 use crate::kernel::command::{Command, RedemptionView};
 use crate::kernel::control::{ControlCommand, ControlOutcome};
-use crate::kernel::definition::SaleDefinition;
-use crate::kernel::record::SaleChange;
+use crate::kernel::definition::{DEFINITION_LEN_MAX, SaleDefinition};
+use crate::kernel::record::{AdminNote, SaleChange};
 use crate::shard::catalog::SaleEntry;
 use crate::units::{KeyHash, MemberId, Points, Quantity};
+
+/// A sale's definition is an import: one of the largest must pass, with some air around it.
+const DEFINITION_BODY_LEN_MAX: usize = 2 * DEFINITION_LEN_MAX;
 
 /// `POST /v1/sales`
 pub async fn define_sale(
@@ -35,9 +40,8 @@ pub async fn define_sale(
     body: &mut Incoming,
 ) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
-    let note = parse::admin_note(&parts.headers)?;
-    let bytes = json_body(worker, parts, body).await?;
-    let Object(definition) = parse::json::<Object<SaleDefinition>>(&bytes)?;
+    let (definition, note) =
+        noted::<SaleDefinition>(worker, parts, body, DEFINITION_BODY_LEN_MAX).await?;
     let valid = definition.validate();
     let valid = valid.map_err(|e| Problem::with(Kind::Invalid, Help::Detail(sentence(&e))))?;
     let id = valid.definition().id.clone();
@@ -68,8 +72,7 @@ pub async fn step_sale(
     body: &mut Incoming,
 ) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
-    let note = parse::admin_note(&parts.headers)?;
-    empty_body(worker, parts, body).await?;
+    let note = noted_alone(worker, parts, body).await?;
     let sale = worker.sale(ready, id)?;
     let change = match step {
         SaleStep::Open => SaleChange::Opened,
@@ -91,10 +94,8 @@ pub async fn change_stock(
     body: &mut Incoming,
 ) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
-    let note = parse::admin_note(&parts.headers)?;
     let key = admin_key(parts)?;
-    let bytes = json_body(worker, parts, body).await?;
-    let Object(change) = parse::json::<Object<StockBody>>(&bytes)?;
+    let (change, note) = noted::<StockBody>(worker, parts, body, BODY_LEN_MAX).await?;
     let sale = worker.sale(ready, id)?;
     let item = sale.item(sku).ok_or(Kind::ItemNotFound)?;
     let units = |n: u64| match u32::try_from(n) {
@@ -143,10 +144,9 @@ pub async fn change_points(
     body: &mut Incoming,
 ) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
-    let note = Arc::new(parse::admin_note(&parts.headers)?);
     let key = admin_key(parts)?;
-    let bytes = json_body(worker, parts, body).await?;
-    let Object(change) = parse::json::<Object<PointsBody>>(&bytes)?;
+    let (change, note) = noted::<PointsBody>(worker, parts, body, BODY_LEN_MAX).await?;
+    let note = Arc::new(note);
     let member = member_id(member)?;
     let points = |n: u64| match Points::new(n) {
         n if n > Points::ZERO && n <= Points::MAX => Ok(n),
@@ -188,9 +188,8 @@ pub async fn reverse(
     body: &mut Incoming,
 ) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
-    let note = Arc::new(parse::admin_note(&parts.headers)?);
     let key = admin_key(parts)?;
-    empty_body(worker, parts, body).await?;
+    let note = Arc::new(noted_alone(worker, parts, body).await?);
     let id = redemption_id(id)?;
     let (view, replayed) = ask(ready, Command::Reverse { id, key, note }).await?;
     let reply = show(ready, &view)?;
@@ -223,13 +222,31 @@ async fn control(
     }
 }
 
-async fn json_body(
+/// Reads a change's body, and who asked and why from it and the headers.
+async fn noted<T: for<'de> Deserialize<'de>>(
     worker: &Worker,
     parts: &Parts,
     body: &mut Incoming,
-) -> Result<bytes::Bytes, Problem> {
+    len_max: usize,
+) -> Result<(T, AdminNote), Problem> {
+    let note = parse::admin_note(&parts.headers)?;
     body::require_type(&parts.headers, "application/json")?;
-    body::read(body, BODY_LEN_MAX, worker.patience()).await
+    let bytes = body::read(body, len_max, worker.patience()).await?;
+    Ok(parse::json::<Noted<T>>(&bytes)?.split(note))
+}
+
+/// The same of a body that says nothing else, and may be left out.
+async fn noted_alone(
+    worker: &Worker,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<AdminNote, Problem> {
+    let note = parse::admin_note(&parts.headers)?;
+    let noted: Option<Noted<EmptyBody>> = optional_body(worker, parts, body).await?;
+    Ok(match noted {
+        Some(noted) => noted.split(note).1,
+        None => note,
+    })
 }
 
 fn admin_key(parts: &Parts) -> Result<KeyHash, Problem> {

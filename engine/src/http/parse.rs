@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 
 use hyper::HeaderMap;
 use hyper::header::HeaderName;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::de::value::{CowStrDeserializer, MapAccessDeserializer};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::identity::parse_member;
@@ -74,7 +74,7 @@ pub enum PointsBody {
     Debit(u64),
 }
 
-/// A body that says nothing, or only why.
+/// A body that says nothing.
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields)]
 pub struct EmptyBody {}
@@ -96,6 +96,83 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
             }
         }
         deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
+/// The body of an operator's change: its own fields, and beside them why it is made.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Noted<T> {
+    pub change: T,
+    pub reason: Option<String>,
+    pub reference: Option<String>,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Noted<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Noted<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Noted<T>, A::Error> {
+                let mut rest = WithoutNote { map, reason: None, reference: None };
+                let change = T::deserialize(MapAccessDeserializer::new(&mut rest))?;
+                // A change that is one of several fields reads one, and would leave a second.
+                if rest.next_key::<IgnoredAny>()?.is_some() {
+                    return Err(A::Error::custom("more than one change"));
+                }
+                Ok(Noted { change, reason: rest.reason, reference: rest.reference })
+            }
+        }
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
+/// An object's fields but for `reason` and `reference`, which are kept aside.
+struct WithoutNote<A> {
+    map: A,
+    reason: Option<String>,
+    reference: Option<String>,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for WithoutNote<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, A::Error> {
+        while let Some(Text(name)) = self.map.next_key()? {
+            let (field, place) = match &*name {
+                "reason" => ("reason", &mut self.reason),
+                "reference" => ("reference", &mut self.reference),
+                _ => return seed.deserialize(CowStrDeserializer::new(name)).map(Some),
+            };
+            let text: String = self.map.next_value()?;
+            if place.is_some() {
+                return Err(A::Error::duplicate_field(field));
+            }
+            if text.len() > AdminNote::PART_LEN_MAX {
+                let most = AdminNote::PART_LEN_MAX;
+                return Err(A::Error::custom(format!("{field} is longer than {most} bytes")));
+            }
+            *place = Some(text);
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(seed)
+    }
+}
+
+impl<T> Noted<T> {
+    /// The change, and its note: a header's words give way to the body's.
+    pub fn split(self, mut note: AdminNote) -> (T, AdminNote) {
+        note.reason = self.reason.unwrap_or(note.reason);
+        note.reference = self.reference.unwrap_or(note.reference);
+        (self.change, note)
     }
 }
 
@@ -310,8 +387,38 @@ mod tests {
             (r#"{"Add":1}"#, false),
             (r#""add""#, false),
             ("{}", false),
+            (r#"{"reason":"r"}"#, false),
+            (r#"{"add":1,"reason":"r"}"#, true),
+            (r#"{"reference":"T-1","add":1,"reason":"r"}"#, true),
+            (r#"{"reason":"r","add":1,"withdraw":1}"#, false),
+            (r#"{"add":1,"reason":"r","withdraw":1}"#, false),
+            (r#"{"add":1,"reason":"r","reason":"r"}"#, false),
+            (r#"{"add":1,"reason":null}"#, false),
+            (r#"{"add":1,"operator":"o"}"#, false),
         ] {
-            assert_eq!(json::<Object<StockBody>>(body.as_bytes()).is_ok(), is_good, "{body}");
+            assert_eq!(json::<Noted<StockBody>>(body.as_bytes()).is_ok(), is_good, "{body}");
+        }
+        for (length, is_good) in [(255, true), (256, false)] {
+            let body = format!(r#"{{"credit":1,"reason":"{}"}}"#, "r".repeat(length));
+            assert_eq!(json::<Noted<PointsBody>>(body.as_bytes()).is_ok(), is_good, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_bodys_reason_goes_before_a_headers() {
+        let header = AdminNote {
+            operator: "o".into(),
+            reason: "of the header".into(),
+            reference: "H-1".into(),
+        };
+        let noted: Noted<EmptyBody> = json(br#"{"reason":"of the body"}"#).unwrap();
+        let (EmptyBody {}, note) = noted.split(header);
+        assert_eq!(
+            (note.operator.as_str(), note.reason.as_str(), note.reference.as_str()),
+            ("o", "of the body", "H-1")
+        );
+        for bad in [r#"{"reason":"r","a":1}"#, "[]", r#"["r"]"#, r#"{"reason":1}"#] {
+            assert!(json::<Noted<EmptyBody>>(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 

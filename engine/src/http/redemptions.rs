@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
+use serde::Deserialize;
 
 use super::body::{self, BODY_LEN_MAX};
 use super::identity::parse_member;
@@ -190,12 +191,21 @@ pub async fn empty_body(
     parts: &Parts,
     body: &mut Incoming,
 ) -> Result<(), Problem> {
+    optional_body::<Object<EmptyBody>>(worker, parts, body).await.map(drop)
+}
+
+/// Reads a body that may be left out.
+pub async fn optional_body<T: for<'de> Deserialize<'de>>(
+    worker: &Worker,
+    parts: &Parts,
+    body: &mut Incoming,
+) -> Result<Option<T>, Problem> {
     let bytes = body::read(body, BODY_LEN_MAX, worker.patience()).await?;
     if bytes.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     body::require_type(&parts.headers, "application/json")?;
-    parse::json::<Object<EmptyBody>>(&bytes).map(|_| ())
+    parse::json(&bytes).map(Some)
 }
 
 #[cfg(test)]

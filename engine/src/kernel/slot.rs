@@ -196,6 +196,10 @@ impl SlotState {
     }
 
     /// The slot's sums. Walks its members.
+    /// Accounts in this slot.
+    pub fn member_count(&self) -> u64 {
+        self.members.len() as u64
+    }
     pub fn totals(&self) -> SlotTotals {
         let mut totals = SlotTotals {
             members: self.members.len() as u64,

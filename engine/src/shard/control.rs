@@ -30,6 +30,7 @@ use crate::kernel::control::{ControlCommand, ControlOutcome, ControlState};
 use crate::kernel::effects::Effects;
 use crate::kernel::record::{RecordHead, SaleChange};
 use crate::stock::authority::{StockAnswer, StockAsk, StockAuthority};
+use crate::stock::gauges::UnitGauges;
 use crate::stock::lease::{Lease, LeaseAction, LeaseEvent};
 use crate::stock::line::StockLines;
 use crate::units::{ItemIndex, NodeTime, Quantity, SaleIndex, Seq};
@@ -177,6 +178,7 @@ pub struct ControlParts {
     pub inboxes: Arc<Inboxes>,
     pub catalog: Arc<CatalogView>,
     pub stock: Arc<StockLines>,
+    pub gauges: Arc<UnitGauges>,
     pub events: Arc<SaleEvents>,
     pub clock: Arc<NodeClock>,
     pub key_retention_ms: u64,
@@ -304,6 +306,7 @@ impl Control {
     }
 
     fn push_call(&mut self, call: Acknowledge) {
+        self.parts.gauges.add_records(self.parts.gauges.control(), self.effects.record_count);
         let records = std::mem::take(&mut self.effects.records);
         let mut rest = &records[..];
         while !rest.is_empty() {

@@ -67,6 +67,7 @@ impl Core {
     /// Asks the control thread; resolves when the outcome is durable and every shard decides by
     /// it.
     pub async fn control(&self, command: ControlCommand) -> Result<ControlOutcome, Unavailable> {
+        self.gate.admit_control()?;
         let (answer, answered) = oneshot::channel();
         self.control.send(command, answer)?;
         answered.await.map_err(|_| Unavailable::Draining)

@@ -95,6 +95,8 @@ pub fn run(parts: ShardParts) -> ShardState {
         is_stopping: false,
         parts,
     };
+    let members = shard.owned.iter().map(|slot| shard.parts.state.slot(*slot).member_count()).sum();
+    shard.parts.gauges.add_members(shard.parts.index, members);
     shard.publish_gauges();
     loop {
         let mut is_idle = shard.take_messages(inbox);
@@ -223,10 +225,14 @@ impl Shard {
             self.reply_now(request.reply_to, outcome);
             return;
         }
-        if let (Outcome::Redemption { view, replayed: false }, Command::Redeem { .. }) =
-            (&outcome, &request.command)
-        {
-            parts.sale_of[view.item.get() as usize].remember_keyed(view.member);
+        match (&outcome, &request.command) {
+            (Outcome::Redemption { view, replayed: false }, Command::Redeem { .. }) => {
+                parts.sale_of[view.item.get() as usize].remember_keyed(view.member);
+            }
+            (Outcome::Account { replayed: false, .. }, Command::OpenAccount { .. }) => {
+                parts.gauges.add_members(parts.index, 1);
+            }
+            _ => {}
         }
         self.add_step(before, Some((request.reply_to, outcome)));
     }
@@ -287,6 +293,7 @@ impl Shard {
         if self.entries.is_empty() {
             return;
         }
+        self.parts.gauges.add_records(self.parts.index, self.effects.record_count);
         // Room for decisions was seen before they were made. Only a burst of messages, each with
         // an entry of its own, can outgrow it: then the shard waits for the journal.
         while !self.parts.producer.try_push_batch(&self.effects.records, &mut self.entries) {

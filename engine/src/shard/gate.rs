@@ -91,4 +91,13 @@ impl Gate {
             _ => Ok(()),
         }
     }
+
+    /// The same for a change of sales or stock.
+    pub fn admit_control(&self) -> Result<(), Unavailable> {
+        match self.admission() {
+            Admission::Nothing => Err(Unavailable::Draining),
+            Admission::ReadsOnly => Err(Unavailable::JournalFull),
+            Admission::NoNewRedemptions | Admission::All => Ok(()),
+        }
+    }
 }

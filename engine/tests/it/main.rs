@@ -21,4 +21,5 @@ mod http_spec;
 mod http_starting;
 mod journal_crash;
 mod kernel_model;
+mod persist_crash;
 mod settings;

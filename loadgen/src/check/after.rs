@@ -275,7 +275,8 @@ impl Check<'_> {
             let limit = self.before.items[item as usize].limit;
             if let Some(limit) = limit.filter(|&limit| units > limit) {
                 let text = format!(
-                    "member {member} has {units} units of {}, and the limit is {limit} (last key {})",
+                    "member {member} has {units} units of {}, and the limit is {limit} (last key \
+                     {})",
                     self.work.items[item as usize].sku,
                     key(self.plan.seed, last)
                 );

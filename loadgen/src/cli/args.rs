@@ -39,11 +39,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  onrush-load preset steady > my.toml")]
     Preset { name: Option<String> },
     /// Prints a shell's completion script
-    #[command(
-        after_help = "Example:\n  onrush-load completions bash > ~/.local/share/bash-completion/completions/onrush-load"
-    )]
+    #[command(after_help = COMPLETIONS_EXAMPLE)]
     Completions { shell: clap_complete::Shell },
 }
+
+const COMPLETIONS_EXAMPLE: &str = "\
+Example:
+  onrush-load completions bash \\
+    > ~/.local/share/bash-completion/completions/onrush-load";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:

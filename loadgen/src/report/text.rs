@@ -114,8 +114,8 @@ fn write(out: &mut String, s: &Summary) -> fmt::Result {
         if let Some(c) = &s.check {
             writeln!(
                 out,
-                "check     {} found over the API, {} in the store; {} unknown had an effect, {} had \
-                 none; points of {} members ({} with their balance before)",
+                "check     {} found over the API, {} in the store; {} unknown had an effect, \
+                 {} had none; points of {} members ({} with their balance before)",
                 grouped(c.found_over_api),
                 c.found_in_store.map_or("none looked for".into(), grouped),
                 grouped(c.resolved_with_effect),

@@ -438,7 +438,11 @@ mod tests {
         let sku = &r.work.items[c.item].sku;
         let state = if c.hold { "held" } else { "confirmed" };
         format!(
-            r#"{{"id":"{id}","sale":"s1","sku":"{sku}","quantity":1,"points":5,"state":"{state}","balance":{balance}}}"#
+            concat!(
+                r#"{{"id":"{}","sale":"s1","sku":"{}","quantity":1,"points":5,"state":"{}","#,
+                r#""balance":{}}}"#
+            ),
+            id, sku, state, balance
         )
     }
 

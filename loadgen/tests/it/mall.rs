@@ -118,14 +118,18 @@ impl Mall {
         match (ask.method.as_str(), &steps[..]) {
             ("GET", ["", "v1", "sales", "s1"]) => self.sale(),
             ("GET", ["", "v1", "redemptions", id]) => match self.redemptions.get(*id) {
-                Some(r) if Some(r.member) == ask.member => Say::json(200, &view(id, r)),
+                Some(r) if Some(r.member) == ask.member => {
+                    Say::json(200, &view(id, &r.sku, r.state, 0))
+                }
                 _ => not_found(),
             },
             ("GET", ["", "v1", "members", "me", "redemptions"]) => {
                 let key = query.strip_prefix("key=").unwrap().to_owned();
                 let body = self.answers.get(&(ask.member.unwrap(), key));
                 let id = body.map(|b| field(b, "id"));
-                let list = id.and_then(|id| self.redemptions.get(&id).map(|r| view(&id, r)));
+                let list = id.and_then(|id| {
+                    self.redemptions.get(&id).map(|r| view(&id, &r.sku, r.state, 0))
+                });
                 Say::json(200, &format!(r#"{{"redemptions":[{}]}}"#, list.unwrap_or_default()))
             }
             ("GET", ["", "v1", "members", "me", "points"]) => {
@@ -147,7 +151,12 @@ impl Mall {
                 self.redemptions.values().filter(in_state).count()
             };
             format!(
-                r#"{{"sku":"{sku}","limit_per_member":{LIMIT},"total":{},"free":{},"held":{},"confirmed":{}}}"#,
+                concat!(
+                    r#"{{"sku":"{}","limit_per_member":{},"total":{},"free":{},"held":{},"#,
+                    r#""confirmed":{}}}"#
+                ),
+                sku,
+                LIMIT,
                 self.total[sku],
                 self.stock[sku],
                 all("held"),
@@ -210,9 +219,7 @@ impl Mall {
         if left < 10 && self.lies(Lie::ChargesTwice) {
             *self.spent.entry(member).or_default() += PRICE;
         }
-        let body = format!(
-            r#"{{"id":"{id}","sale":"s1","sku":"{sku}","quantity":1,"points":{PRICE},"state":"{state}","balance":{balance}}}"#
-        );
+        let body = view(&id, &sku, state, balance);
         self.answers.insert((member, key), body.clone());
         if self.lies(Lie::LosesAccepted) {
             self.redemptions.remove(&id);
@@ -300,10 +307,13 @@ fn item_number(sku: &str) -> i64 {
     i64::from(sku.as_bytes()[0])
 }
 
-fn view(id: &str, r: &Held) -> String {
+fn view(id: &str, sku: &str, state: &str, balance: u64) -> String {
     format!(
-        r#"{{"id":"{id}","sale":"s1","sku":"{}","quantity":1,"points":{PRICE},"state":"{}","balance":0}}"#,
-        r.sku, r.state
+        concat!(
+            r#"{{"id":"{}","sale":"s1","sku":"{}","quantity":1,"points":{},"state":"{}","#,
+            r#""balance":{}}}"#
+        ),
+        id, sku, PRICE, state, balance
     )
 }
 

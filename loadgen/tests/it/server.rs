@@ -30,7 +30,8 @@ pub struct Say {
 impl Say {
     pub fn json(status: u16, body: &str) -> Self {
         let bytes = format!(
-            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+             \r\n{body}",
             body.len()
         );
         Self { bytes: bytes.into_bytes(), hang_up: false }
