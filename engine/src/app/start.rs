@@ -16,10 +16,10 @@ use crate::clock::{Clock, NodeClock};
 use crate::config::Config;
 use crate::http::door::{self, BoundDoor, Door, DoorParts};
 use crate::journal::JournalError;
-use crate::journal::disk::{Disk, RealDisk};
+use crate::journal::disk::RealDisk;
 use crate::journal::files::DiskState;
 use crate::journal::open::{self, Journal, JournalHandle, JournalOptions, Opened};
-use crate::journal::snapshot::{self, SnapshotInfo};
+use crate::journal::snapshot;
 use crate::kernel::catalog::SalePhase;
 use crate::kernel::control::ControlState;
 use crate::kernel::slot::{ItemCounts, SlotState};
@@ -192,7 +192,8 @@ impl Node {
         // Snapshots, and what they and the database shards let go of.
         let taken_at =
             Arc::new(AtomicU64::new(recovered.snapshot.map_or(0, |s| s.header.stamp.node.get())));
-        cover_by_snapshots(&journal, &snapshot::kept(&snapshot_disk)?);
+        let covered_twice = snapshotter::covered_twice(&snapshot::kept(&snapshot_disk)?);
+        journal.cover_by_snapshots(covered_twice);
         let snapshot_parts = SnapshotterParts {
             disk: snapshot_disk.clone(),
             journal: journal_id,
@@ -206,9 +207,14 @@ impl Node {
                 every_records: config.snapshot.every_records,
             },
             covered: snapshot_covers,
+            covered_twice,
+            is_pressed: Box::new({
+                let gauge = Arc::clone(journal.gauge());
+                move || gauge.state() != DiskState::Normal
+            }),
             on_kept: Box::new({
                 let journal = Arc::clone(&journal);
-                move |kept| cover_by_snapshots(&journal, kept)
+                move |kept| journal.cover_by_snapshots(snapshotter::covered_twice(kept))
             }),
             taken_at: Arc::clone(&taken_at),
         };
@@ -282,13 +288,6 @@ impl Housekeeping {
             DiskState::SalesPaused => Admission::NoNewRedemptions,
             DiskState::WritesStopped => Admission::ReadsOnly,
         });
-    }
-}
-
-/// I9: segments are covered only by *two* snapshots, up to the older one's lowest cut.
-fn cover_by_snapshots<D: Disk>(journal: &JournalHandle<D>, kept: &[SnapshotInfo]) {
-    if let [older, _] = kept {
-        journal.cover_by_snapshots(older.lowest_cut);
     }
 }
 

@@ -25,6 +25,8 @@ use crate::units::{Incarnation, JournalId, NodeTime, SLOT_COUNT, Seq};
 const CREDITS: usize = 64;
 /// How often the thread looks whether a snapshot is due.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The longest pause between two snapshots while the journal is short of space.
+const PRESSED_MS: u64 = 10_000;
 
 /// When snapshots are taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +37,9 @@ pub struct SnapshotPolicy {
 
 /// Called with the kept snapshots, oldest first.
 pub type OnKept = Box<dyn Fn(&[SnapshotInfo]) + Send>;
+
+/// Whether the journal is short of space.
+pub type IsPressed = Box<dyn Fn() -> bool + Send>;
 
 /// What the thread is made of.
 pub struct SnapshotterParts<D: Disk> {
@@ -48,6 +53,9 @@ pub struct SnapshotterParts<D: Disk> {
     pub policy: SnapshotPolicy,
     /// The durable sequence number that the newest snapshot covers.
     pub covered: Seq,
+    /// What both kept snapshots cover: behind it segments stay.
+    pub covered_twice: Seq,
+    pub is_pressed: IsPressed,
     /// Called with the kept snapshots after each new one.
     pub on_kept: OnKept,
     /// Node time of the newest snapshot, for those who look; 0: none.
@@ -75,7 +83,7 @@ pub fn run<D: Disk>(mut parts: SnapshotterParts<D>, stop: &Receiver<()>) {
         let durable = parts.durable.get();
         match take(&parts, stop) {
             Ok(Some(kept)) => {
-                parts.covered = durable;
+                (parts.covered, parts.covered_twice) = (durable, covered_twice(&kept));
                 parts.taken_at.store(now.get(), Ordering::Relaxed);
                 tracing::info!(seq = durable.get(), "snapshot taken");
                 (parts.on_kept)(&kept);
@@ -86,11 +94,24 @@ pub fn run<D: Disk>(mut parts: SnapshotterParts<D>, stop: &Receiver<()>) {
     }
 }
 
+/// I9: segments are covered only by *two* snapshots, up to the older one's lowest cut.
+pub fn covered_twice(kept: &[SnapshotInfo]) -> Seq {
+    if let [older, _] = kept { older.lowest_cut } else { Seq::NONE }
+}
+
+/// A snapshot is due until *both* kept ones cover everything, also where nothing new comes: a
+/// journal that takes no more writes gets its space back only so [a full node took one snapshot,
+/// had nothing to take another of, kept every segment for the older one, and stayed full].
 fn is_due<D: Disk>(parts: &SnapshotterParts<D>, last_try: NodeTime, now: NodeTime) -> bool {
-    let new_records = parts.durable.get().get() - parts.covered.get();
+    let durable = parts.durable.get();
+    let SnapshotPolicy { mut every_ms, every_records } = parts.policy;
+    if (parts.is_pressed)() {
+        every_ms = every_ms.min(PRESSED_MS);
+    }
     let waited_ms = now.get().saturating_sub(last_try.get());
-    new_records > 0 && waited_ms >= parts.policy.every_ms
-        || new_records >= parts.policy.every_records && waited_ms >= 1000
+    let new_records = durable.get().saturating_sub(parts.covered.get());
+    durable > parts.covered_twice && waited_ms >= every_ms
+        || new_records >= every_records && waited_ms >= 1000
 }
 
 /// Takes one snapshot; `None` where the node stops in the middle.

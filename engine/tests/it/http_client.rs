@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub struct TestNode {
     pub public: SocketAddr,
     pub admin: SocketAddr,
     pub gateway: SocketAddr,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl TestNode {
@@ -49,12 +50,22 @@ impl TestNode {
             public: addresses.public,
             admin: addresses.admin,
             gateway: addresses.gateway.unwrap(),
-            _data: data,
+            data,
         }
+    }
+
+    pub fn data(&self) -> &Path {
+        self.data.path()
     }
 
     pub fn stop(mut self) {
         self.node.take().unwrap().stop();
+    }
+
+    /// Stops the node and leaves its data.
+    pub fn stop_and_keep(mut self) -> tempfile::TempDir {
+        self.node.take().unwrap().stop();
+        std::mem::replace(&mut self.data, tempfile::tempdir().unwrap())
     }
 }
 

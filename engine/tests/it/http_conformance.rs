@@ -8,8 +8,9 @@ use crate::http_client::{
 use crate::http_spec::{Listener, Spec};
 use Listener::{Admin, Gateway, Public};
 
-/// What this run cannot bring about. Each has its place elsewhere: 503s, 500s, 408s and 410s in
-/// tests of their own, 413s and 415s one for each way in which a body is read.
+/// What this run cannot bring about. Each has its place elsewhere: 503s and 410s in
+/// `http_unavailable` and `http_starting`, 500s and 408s in tests of their own, 413s and 415s one
+/// for each way in which a body is read.
 fn is_elsewhere(operation_and_status: &str) -> bool {
     let (operation, status) = operation_and_status.split_once(' ').unwrap();
     matches!(status, "408" | "410" | "500" | "503")

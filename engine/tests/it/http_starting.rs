@@ -160,6 +160,8 @@ fn a_scrape_shows_what_was_answered_and_names_no_member() {
         "onrush_journal_written_bytes_total",
         "onrush_persist_lag_records{",
         "onrush_persist_lag_seconds{",
+        "onrush_journal_lag_records 0.0",
+        "onrush_members 5000.0",
         "onrush_ready 1",
         "# EOF",
     ] {
