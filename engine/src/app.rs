@@ -6,11 +6,12 @@
 //!      ─► /readyz 200 ─► … ─► SIGTERM ─► drain in the same order
 //! ```
 //! Threads: `http-NN`, `shard-NN`, `control`, `journal`, `journal-files`, `persist-NN`,
-//! `snapshot`, and the one that waits here for a signal.
+//! `snapshot`, with Kafka `ship`, `ship-watch` and `consume`, and the one that waits here for a signal.
 
 mod audit;
 mod drain;
 mod figures;
+mod ship;
 mod start;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use ship::persist;
 pub use start::Node;
 
 pub use crate::http::door::Addresses;
@@ -39,6 +41,13 @@ pub enum StartError {
     Recover(#[from] crate::shard::recover::RecoverError),
     #[error(transparent)]
     Persist(#[from] crate::persist::embedded::OpenError),
+    #[error(transparent)]
+    Kafka(#[from] crate::ship::kafka::client::ClientError),
+    #[error(
+        "log.kind is \"journal\": the node persists its own journal; set it to \"kafka\" to \
+         persist in processes of their own"
+    )]
+    PersistsItself,
     #[error("{what}: {error}")]
     Io { what: &'static str, error: std::io::Error },
 }

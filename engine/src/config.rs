@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod log;
+
+pub use log::{Ack, Compression, KafkaConfig, LogConfig, LogKind, SaslMechanism};
+
 /// What is wrong with the settings. One line each.
 #[derive(Error, Debug)]
 pub enum ConfigError {
@@ -29,6 +33,7 @@ pub struct Config {
     pub shards: ShardsConfig,
     pub journal: JournalConfig,
     pub snapshot: SnapshotConfig,
+    pub log: LogConfig,
     pub persist: PersistConfig,
     pub limits: LimitsConfig,
 }
@@ -330,6 +335,7 @@ impl Config {
             self.persist.databases.to_string(),
             "must be from 1 to 32, so that each has whole partitions",
         )?;
+        self.log.check()?;
         rule(
             (1..=65_536).contains(&self.persist.batch),
             "persist.batch",

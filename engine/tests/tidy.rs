@@ -28,7 +28,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("journal", &["units", "clock", "crash"]),
     ("stock", &["units", "kernel", "journal"]),
     ("shard", &["units", "limits", "clock", "crash", "telemetry", "kernel", "journal", "stock"]),
-    ("ship", &["units", "clock", "crash", "telemetry", "kernel::record", "journal"]),
+    ("ship", &["units", "clock", "config", "crash", "telemetry", "kernel::record", "journal"]),
     ("persist", &["units", "clock", "crash", "config", "telemetry", "kernel", "journal", "ship"]),
     // Shares the readers of files, records, snapshots and rows with the engine, and no rule of its
     // arithmetic; I5 alone runs the engine's replay, because it is a statement about that.

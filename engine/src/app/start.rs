@@ -11,9 +11,10 @@ use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
 use super::audit::LiveAudit;
 use super::figures::Figures;
+use super::ship::{self, Shipping, writer_settings};
 use super::{Addresses, StartError};
 use crate::clock::{Clock, NodeClock};
-use crate::config::Config;
+use crate::config::{Config, LogKind};
 use crate::http::door::{self, BoundDoor, Door, DoorParts};
 use crate::journal::JournalError;
 use crate::journal::disk::RealDisk;
@@ -27,7 +28,6 @@ use crate::kernel::state::{KernelLimits, ShardState};
 use crate::persist::driver::Persist;
 use crate::persist::embedded;
 use crate::persist::status::PersistStatus;
-use crate::persist::writer::WriterSettings;
 use crate::shard::catalog::{CatalogView, SaleEntry};
 use crate::shard::completion::Completions;
 use crate::shard::control::{self, ControlParts};
@@ -39,7 +39,6 @@ use crate::shard::inbox::Inboxes;
 use crate::shard::port::PortShared;
 use crate::shard::recover::{self, Recovered};
 use crate::shard::snapshotter::{self, SnapshotPolicy, SnapshotterParts};
-use crate::ship::partition::Layout;
 use crate::ship::source::JournalFrames;
 use crate::stock::authority::Embedded;
 use crate::stock::gauges::UnitGauges;
@@ -57,6 +56,7 @@ pub struct Node {
     pub(super) journal: Arc<JournalHandle<RealDisk>>,
     pub(super) incarnation: Incarnation,
     pub(super) persist: Option<Persist>,
+    pub(super) shipping: Option<Shipping>,
     pub(super) stop_snapshots: Sender<()>,
     pub(super) snapshots: JoinHandle<()>,
     pub(super) stop_housekeeping: Sender<()>,
@@ -69,6 +69,9 @@ impl Node {
     ///
     /// Errors: [`StartError`]; nothing runs any more then.
     pub fn start(config: Config, clock: &Arc<dyn Clock>) -> Result<Self, StartError> {
+        if config.log.kind == LogKind::Kafka {
+            ship::check_topics(&config.log.kafka)?;
+        }
         // The door, first: a node that recovers says so.
         let view = Arc::new(NodeView::default());
         let figures = Arc::new(Figures::default());
@@ -180,14 +183,14 @@ impl Node {
         }
         let control = spawn("control".into(), move || control::run(control_parts))?;
 
-        // Persist: from the journal's files to the database shards.
-        let layout = Layout::new(config.persist.databases).expect("checked with the settings");
-        let status = Arc::new(PersistStatus::new(layout));
-        let persist = if config.persist.run {
-            Some(start_persist(&config, data, &journal, &clock, incarnation, &status)?)
-        } else {
-            None
-        };
+        // Persist: from the journal's files to the database shards; or to Kafka, and from there.
+        let status = Arc::new(PersistStatus::new(ship::layout(&config)));
+        let (mut persist, mut shipping) = (None, None);
+        if config.log.kind == LogKind::Kafka {
+            shipping = Some(ship::start(&config, data, &journal, &clock, incarnation, &status)?);
+        } else if config.persist.run {
+            persist = Some(start_persist(&config, data, &journal, &clock, incarnation, &status)?);
+        }
 
         // Snapshots, and what they and the database shards let go of.
         let taken_at =
@@ -258,6 +261,7 @@ impl Node {
             journal,
             incarnation,
             persist,
+            shipping,
             stop_snapshots,
             snapshots,
             stop_housekeeping,
@@ -416,11 +420,7 @@ fn start_persist(
     incarnation: Incarnation,
     status: &Arc<PersistStatus>,
 ) -> Result<Persist, StartError> {
-    let settings = WriterSettings {
-        batch: config.persist.batch,
-        linger_ms: config.persist.linger_ms,
-        ..WriterSettings::default()
-    };
+    let settings = writer_settings(config);
     let journal_disk = RealDisk::open_read_only(&open::journal_dir(data))
         .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
     let writers = embedded::open(&data.join("db"), settings, status, || {

@@ -6,6 +6,7 @@ mod admin;
 mod audit;
 mod import;
 mod journal;
+mod kafka;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -42,6 +43,19 @@ enum Command {
   onrush serve --data /srv/onrush --listen 127.0.0.1:8080 --admin 127.0.0.1:8081
   onrush serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 --ready-file /run/onrush.addr")]
     Serve(ServeArgs),
+    /// Write the database shards from Kafka, as one of any number of processes
+    #[command(
+        after_help = "With log.kind = \"kafka\". All processes with the same log.kafka.group share the partitions;
+one that ends, or dies, is replaced by the others within seconds.
+
+Examples:
+  onrush persist --config config/onrush.toml
+  ONRUSH__LOG__KIND=kafka ONRUSH__LOG__KAFKA__BOOTSTRAP=kafka-1:9092 onrush persist"
+    )]
+    Persist(PersistArgs),
+    /// Make, check or read the Kafka topics
+    #[command(subcommand)]
+    Kafka(KafkaCommand),
     /// Bring members or a sale into a running node
     #[command(subcommand)]
     Import(ImportCommand),
@@ -83,6 +97,51 @@ struct ServeArgs {
     /// Write the two addresses there, a line each, once the node is ready
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct PersistArgs {
+    /// Settings; config/onrush.toml where it is there, else built-in values
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The data folder, for database shards that are files in it [default: ./data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum KafkaCommand {
+    /// Make the topics that are missing, with the settings of [log.kafka]; check those there
+    #[command(after_help = "Safe to run twice. Exit codes: 0 all are as they should be, 2 not.
+
+Example: onrush kafka init --config config/onrush.toml")]
+    Init {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Say whether the topics are as [log.kafka] says
+    #[command(after_help = "Example: onrush kafka check --config config/onrush.toml")]
+    Check {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Print the records topic's messages
+    #[command(after_help = "Examples:
+  onrush kafka inspect
+  onrush kafka inspect --partition 32 --from 0 --limit 20")]
+    Inspect {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Only this partition: 0 to 31 are members', 32 is sales and stock
+        #[arg(long, value_name = "N")]
+        partition: Option<u8>,
+        /// First offset to print
+        #[arg(long, value_name = "OFFSET", default_value_t = 0)]
+        from: i64,
+        /// Messages to print at most
+        #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
+        limit: u64,
+    },
 }
 
 /// Where a running node's operators' listener is.
@@ -198,6 +257,12 @@ pub fn run() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve(args),
+        Command::Persist(args) => persist(args),
+        Command::Kafka(KafkaCommand::Init { config }) => kafka::init(config.as_deref()),
+        Command::Kafka(KafkaCommand::Check { config }) => kafka::check(config.as_deref()),
+        Command::Kafka(KafkaCommand::Inspect { config, partition, from, limit }) => {
+            kafka::inspect(config.as_deref(), partition, from, limit)
+        }
         Command::Import(ImportCommand::Members { file, skip_bad_rows, node }) => {
             import::members(&file, skip_bad_rows, &node)
         }
@@ -231,6 +296,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn persist(args: PersistArgs) -> anyhow::Result<ExitCode> {
+    crash::arm_from_env().map_err(anyhow::Error::msg)?;
+    let overrides = Overrides { data: args.data, ..Overrides::default() };
+    let config = Config::load(args.config.as_deref(), overrides)?;
+    telemetry::logs::init().map_err(|e| anyhow::anyhow!("logs: {e}"))?;
+    app::persist(&config).context("cannot persist")
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {

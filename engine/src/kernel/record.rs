@@ -329,6 +329,14 @@ fn finish(start: usize, out: &mut [u8]) {
     out[start + 4..start + 8].copy_from_slice(&(length as u32).to_le_bytes());
 }
 
+/// The member that an encoded record is about; `None` where it is about none.
+pub fn member_bytes(record: &[u8]) -> Option<u64> {
+    // Kinds 1 to 8 are a member's, and name it first.
+    let kind = *record.first()?;
+    let field = record.get(HEADER_LEN..HEADER_LEN + 8)?;
+    (1..=8).contains(&kind).then(|| u64::from_le_bytes(field.try_into().expect("eight bytes")))
+}
+
 /// A record's frame in a run of records: its slot and length, without its fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RecordHead {

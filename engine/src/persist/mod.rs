@@ -9,10 +9,12 @@
 pub mod apply;
 pub mod driver;
 pub mod embedded;
+pub mod lazy;
 pub mod rows;
 pub mod sqlite;
 pub mod status;
 pub mod store;
+pub mod watch;
 pub mod writer;
 
 #[cfg(test)]

@@ -138,34 +138,42 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         status: Arc<PersistStatus>,
         open_log: impl FnOnce(&Watermarks) -> L,
     ) -> Result<Self, StoreError> {
-        let shard = store.shard();
         let rows = store.watermarks()?;
         let committed: Watermarks = rows.iter().map(|r| (r.stream, r.watermark)).collect();
         let log = open_log(&committed);
-        let mut writer = Self {
-            log,
-            store,
-            shard,
-            settings,
-            status,
-            committed,
-            halted: HashSet::default(),
-            rewinding: HashMap::default(),
-            parked: Parked::default(),
-            letters_due_ms: 0,
-            marked_at_ms: 0,
-            failures: 0,
-            is_behind: false,
-            batch: LogBatch::default(),
-            plan: Vec::new(),
-            effects: Effects::default(),
-        };
+        let mut writer = Self::unread(store, settings, status, log);
+        writer.committed = committed;
+        writer.failures = 0;
         writer.load_parked()?;
         for row in rows {
             writer.shard_status().set_node_time(row.at);
         }
         writer.publish();
         Ok(writer)
+    }
+
+    /// A writer that has read nothing yet: it reads its watermarks before its first batch, and
+    /// tries until it can.
+    pub fn unread(store: S, settings: WriterSettings, status: Arc<PersistStatus>, log: L) -> Self {
+        let shard = store.shard();
+        Self {
+            log,
+            store,
+            shard,
+            settings,
+            status,
+            committed: Watermarks::default(),
+            halted: HashSet::default(),
+            rewinding: HashMap::default(),
+            parked: Parked::default(),
+            letters_due_ms: 0,
+            marked_at_ms: 0,
+            failures: 1,
+            is_behind: false,
+            batch: LogBatch::default(),
+            plan: Vec::new(),
+            effects: Effects::default(),
+        }
     }
 
     pub fn shard(&self) -> DatabaseShard {

@@ -60,10 +60,30 @@ impl<F: FrameSource> JournalLog<F> {
         log
     }
 
+    /// Everything that is wanted up to here has been delivered.
+    pub fn read_through(&self) -> Seq {
+        Seq::new(self.position.get() - 1)
+    }
+
+    /// Gives up what lies before `first_kept`, which the journal no longer has. Returns the
+    /// partitions that miss something by it.
+    pub fn skip_below(&mut self, first_kept: Seq) -> Vec<Partition> {
+        let mut missing = Vec::new();
+        for partition in Partition::all() {
+            let wanted = &mut self.wanted[partition.index()];
+            if wanted.is_some_and(|w| w < first_kept) {
+                *wanted = Some(first_kept);
+                missing.push(partition);
+            }
+        }
+        self.place();
+        missing
+    }
+
     /// Moves the position to the first record that any partition wants.
     fn place(&mut self) {
         let first = self.wanted.iter().flatten().min().copied();
-        self.position = first.unwrap_or(Seq::new(1));
+        self.position = first.unwrap_or(Seq::new(u64::MAX));
         self.last = [Seq::new(self.position.get() - 1); PARTITION_COUNT];
         self.frame = None;
         self.last_read = None;
@@ -143,6 +163,9 @@ impl<F: FrameSource> JournalLog<F> {
 impl<F: FrameSource> Log for JournalLog<F> {
     fn poll(&mut self, max_records: usize, batch: &mut LogBatch) -> Result<Polled, LogError> {
         batch.clear();
+        if self.wanted.iter().all(Option::is_none) {
+            return Ok(Polled { caught_up: true, must_reread: false });
+        }
         // Taken before reading: whatever becomes durable meanwhile is not claimed by a mark.
         let head = self.source.head();
         let mut caught_up = false;

@@ -1,0 +1,194 @@
+//! A database shard's end of the topic: the [`Log`] that its writer reads, fed by the pump.
+//!
+//! ```text
+//!  pump ──▶ lane: bounded queue ──▶ KafkaLog::poll ──▶ writer
+//!    ▲      changed, lost, rounds                        │ re-reads watermarks and offsets
+//!    └──────────────── Resume { offsets } ◀── resume() ──┘
+//! ```
+//! Where to read from is the store's to say, never Kafka's: whenever the writer has read its
+//! watermarks (at an assignment, after a failure), it resumes at the offsets that were committed
+//! with them. Each resume raises the *round* of its partitions, and what was queued in an older
+//! round is dropped: so nothing is judged twice, or out of order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use super::message::{Message, MessageError};
+use crate::ship::log::{Head, Log, LogBatch, LogError, LogOffset, Mark, Polled};
+use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
+use crate::units::{JournalId, NodeTime, Seq};
+
+/// Messages that wait for one database shard's writer. The pump pauses partitions at a part of it;
+/// what comes beyond is dropped and read again.
+pub const LANE_MAX: usize = 65_536;
+
+/// A message on its way to a writer.
+pub struct Item {
+    pub partition: Partition,
+    pub round: u32,
+    pub offset: i64,
+    pub payload: Box<[u8]>,
+}
+
+/// Where a writer has its partitions read on from.
+pub struct Resume {
+    pub shard: DatabaseShard,
+    /// Partition, its new round, the offset to read next.
+    pub from: Vec<(Partition, u32, LogOffset)>,
+}
+
+/// What the pump and a writer share.
+pub struct Lane {
+    /// The assignment has changed: the writer is to read watermarks and offsets anew.
+    /// Release by the pump after its own state changed, Acquire by the writer.
+    pub changed: AtomicBool,
+    /// Something found no room and was dropped: as above.
+    pub lost: AtomicBool,
+    /// Per partition, the round in force. Raised by the writer when it resumes, and by the pump
+    /// when a partition is taken away. Relaxed: the queue orders what hangs on it.
+    pub rounds: [AtomicU32; PARTITION_COUNT],
+    /// Messages that were none of ours.
+    pub foreign: AtomicU64,
+}
+
+/// Both ends of a lane.
+pub fn lane(
+    shard: DatabaseShard,
+    layout: Layout,
+    topic: &str,
+    resumes: Sender<Resume>,
+) -> (LaneEnd, KafkaLog) {
+    let (sender, queue) = bounded(LANE_MAX);
+    let lane = Arc::new(Lane {
+        changed: AtomicBool::new(false),
+        lost: AtomicBool::new(false),
+        rounds: [const { AtomicU32::new(0) }; PARTITION_COUNT],
+        foreign: AtomicU64::new(0),
+    });
+    let end = LaneEnd { lane: Arc::clone(&lane), sender };
+    (end, KafkaLog { shard, layout, topic: topic.to_owned(), lane, queue, resumes })
+}
+
+/// The pump's end.
+pub struct LaneEnd {
+    pub lane: Arc<Lane>,
+    pub sender: Sender<Item>,
+}
+
+/// The writer's end.
+pub struct KafkaLog {
+    shard: DatabaseShard,
+    layout: Layout,
+    topic: String,
+    lane: Arc<Lane>,
+    queue: Receiver<Item>,
+    resumes: Sender<Resume>,
+}
+
+impl KafkaLog {
+    /// Adds one message to the batch.
+    ///
+    /// Errors: only a newer program can read it.
+    fn take(&self, item: &Item, batch: &mut LogBatch) -> Result<(), LogError> {
+        let message = match Message::decode(&item.payload, i32::from(item.partition.get())) {
+            Ok(message) => message,
+            Err(error @ MessageError::Version { .. }) => {
+                let seq = Seq::new(item.offset.cast_unsigned());
+                return Err(LogError::Malformed { seq, reason: error.to_string() });
+            }
+            Err(error) => {
+                // Never a message of ours; what of ours is missing, the gap rule finds.
+                if self.lane.foreign.fetch_add(1, Ordering::Relaxed) == 0 {
+                    let (partition, offset) = (item.partition.get(), item.offset);
+                    tracing::error!(
+                        partition,
+                        offset,
+                        "somebody else writes to {}: {error}",
+                        self.topic
+                    );
+                }
+                return Ok(());
+            }
+        };
+        let next = Some(LogOffset::new(item.offset + 1));
+        let Message { partition, place, prev_seq, record } = message;
+        if let Some(bytes) = record {
+            batch.push_at(partition, place, prev_seq, next, bytes);
+            return Ok(());
+        }
+        let mark = Mark {
+            partition,
+            journal: place.journal,
+            incarnation: place.incarnation,
+            prev_seq,
+            through: place.seq,
+            node_time: place.node_time,
+            next,
+        };
+        // Of one stream only the last mark counts, once the records before it are applied.
+        let same = |m: &&mut Mark| m.journal == mark.journal && m.partition == partition;
+        match batch.marks.iter_mut().find(same) {
+            Some(earlier) => *earlier = mark,
+            None => batch.marks.push(mark),
+        }
+        Ok(())
+    }
+}
+
+impl Log for KafkaLog {
+    fn poll(&mut self, max_records: usize, batch: &mut LogBatch) -> Result<Polled, LogError> {
+        batch.clear();
+        let has_changed = self.lane.changed.swap(false, Ordering::Acquire);
+        if self.lane.lost.swap(false, Ordering::Acquire) || has_changed {
+            return Ok(Polled { caught_up: false, must_reread: true });
+        }
+        while batch.records.len() < max_records {
+            let Ok(item) = self.queue.try_recv() else {
+                return Ok(Polled { caught_up: true, must_reread: false });
+            };
+            let round = self.lane.rounds[item.partition.index()].load(Ordering::Relaxed);
+            if item.round != round {
+                continue;
+            }
+            match self.take(&item, batch) {
+                // What came before it is applied first; the failure's re-read brings it back.
+                Err(_) if !batch.is_empty() => {
+                    self.lane.lost.store(true, Ordering::Release);
+                    break;
+                }
+                Err(error) => return Err(error),
+                Ok(()) => {}
+            }
+        }
+        Ok(Polled { caught_up: false, must_reread: false })
+    }
+
+    /// The shipper hears of it from the request beside the watermark. What had been read and was
+    /// not applied comes again by `resume`.
+    fn rewind(&mut self, _journal: JournalId, _partition: Partition, _to: Seq) {}
+
+    fn resume(&mut self, offsets: &[(Partition, LogOffset)]) {
+        let from = self.layout.partitions(self.shard).map(|partition| {
+            let round = self.lane.rounds[partition.index()].fetch_add(1, Ordering::Relaxed) + 1;
+            let stored = offsets.iter().find(|(p, _)| *p == partition);
+            (partition, round, stored.map_or(LogOffset::new(0), |(_, offset)| *offset))
+        });
+        // A pump that has ended reads nothing any more.
+        let _ = self.resumes.send(Resume { shard: self.shard, from: from.collect() });
+    }
+
+    fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    fn journal(&self) -> Option<JournalId> {
+        None
+    }
+
+    /// Several journals come by: how far each goes is for its own node to say.
+    fn head(&self) -> Head {
+        Head { seq: Seq::NONE, node_time: NodeTime::new(0) }
+    }
+}

@@ -1,0 +1,20 @@
+//! The log as a Kafka topic: the node ships to it, persist processes consume it.
+//!
+//! ```text
+//!  journal on disk ─▶ JournalLog ─▶ shipper (driver, state machine) ─▶ topic, 33 partitions
+//!                                        ▲ watermarks, rewind requests        │ consumer group
+//!  database shards ──────────────────────┘   ◀── ShardWriter ◀── KafkaLog ◀── pump
+//! ```
+//! `message` is what stands in the topic; `shipper` the protocol of the sending end, without I/O,
+//! and `driver` its thread; `pump` the consuming end's thread, and `consume` the `Log` that each
+//! database shard's writer reads; `topic` makes topics and checks them; `client` turns settings
+//! into librdkafka's.
+
+pub mod client;
+pub mod consume;
+pub mod driver;
+pub mod message;
+pub mod pump;
+pub mod read;
+pub mod shipper;
+pub mod topic;
