@@ -74,7 +74,9 @@ pub fn inspect(
         }
         result => result?,
     }
-    out.flush()?;
+    if let Err(error) = out.flush() {
+        anyhow::ensure!(error.kind() == std::io::ErrorKind::BrokenPipe, error);
+    }
     Ok(if foreign == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

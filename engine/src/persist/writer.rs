@@ -451,7 +451,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         }
         self.load_parked()?;
         self.resync();
-        let topic = self.log.topic().to_owned();
+        let topic = self.log.topic();
         if !topic.is_empty() {
             let offsets = self.store.offsets(&topic)?;
             self.log.resume(&offsets);
@@ -589,7 +589,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             effects: &self.effects,
             letters: &letters,
             applied: &[],
-            offsets: Offsets { topic: self.log.topic(), next: &next },
+            offsets: Offsets { topic: &self.log.topic(), next: &next },
         };
         self.store.apply(&batch)?;
         self.committed.extend(moves.iter().map(|m| (m.stream, m.next)));

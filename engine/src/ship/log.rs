@@ -185,8 +185,8 @@ pub trait Log: Send {
     }
 
     /// What the offsets count in: the topic's name; empty for a log that counts by `seq`.
-    fn topic(&self) -> &str {
-        ""
+    fn topic(&self) -> String {
+        String::new()
     }
 
     /// The journal that all records come from; `None` where there may be several.

@@ -179,8 +179,8 @@ impl Log for KafkaLog {
         let _ = self.resumes.send(Resume { shard: self.shard, from: from.collect() });
     }
 
-    fn topic(&self) -> &str {
-        &self.topic
+    fn topic(&self) -> String {
+        self.topic.clone()
     }
 
     fn journal(&self) -> Option<JournalId> {

@@ -72,9 +72,10 @@ impl ShipStatus {
     fn set_error(&self, error: Option<String>) {
         let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != error {
-            match &error {
-                Some(error) => tracing::warn!(error, "shipping is held up"),
-                None => tracing::info!("shipping goes on"),
+            if let Some(error) = &error {
+                tracing::warn!(error, "shipping is held up");
+            } else {
+                tracing::info!("shipping goes on");
             }
             *last = error;
         }

@@ -29,7 +29,7 @@ use super::client::{self, ClientError, Ear};
 use super::consume::{Item, KafkaLog, LANE_MAX, LaneEnd, Resume, lane};
 use super::topic::Topics;
 use crate::config::KafkaConfig;
-use crate::ship::partition::{Layout, PARTITION_COUNT, Partition};
+use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
 
 /// A lane this full pauses its partitions, and lets them go on once it is this empty.
 const FULL: usize = LANE_MAX / 2;
@@ -193,7 +193,7 @@ impl State {
             // Up to a batch between two looks at the rest; the first may wait.
             let mut wait = POLL;
             for _ in 0..1024 {
-                let polled = self.consumer.poll(wait).map(|r| r.map(|m| self.item(&m)));
+                let polled = self.consumer.poll(wait).map(|r| r.map(|m| item(&m)));
                 wait = Duration::ZERO;
                 if self.hear_changes() {
                     break;
@@ -239,7 +239,7 @@ impl State {
 
     fn lanes_of(&self, partition: Partition) -> impl Iterator<Item = usize> + use<> {
         let layout = self.layout;
-        layout.shards().filter(move |s| layout.reads(*s, partition)).map(|s| s.index())
+        layout.shards().filter(move |s| layout.reads(*s, partition)).map(DatabaseShard::index)
     }
 
     /// `true` when the assignment changed.
@@ -355,12 +355,6 @@ impl State {
         }
     }
 
-    /// A message's partition, offset and payload; `None`: of a partition that we do not know.
-    fn item(&self, message: &BorrowedMessage<'_>) -> Option<(Partition, i64, Box<[u8]>)> {
-        let partition = u8::try_from(message.partition()).ok().and_then(Partition::new)?;
-        Some((partition, message.offset(), message.payload().unwrap_or_default().into()))
-    }
-
     fn deliver(&mut self, partition: Partition, offset: i64, payload: &[u8]) {
         let index = partition.index();
         // What was under way before a seek is dropped. An offset below the position is a topic
@@ -379,4 +373,10 @@ impl State {
             }
         }
     }
+}
+
+/// A message's partition, offset and payload; `None`: of a partition that we do not know.
+fn item(message: &BorrowedMessage<'_>) -> Option<(Partition, i64, Box<[u8]>)> {
+    let partition = u8::try_from(message.partition()).ok().and_then(Partition::new)?;
+    Some((partition, message.offset(), message.payload().unwrap_or_default().into()))
 }

@@ -85,6 +85,7 @@ impl<'a> Topics<'a> {
                 Some(differences) => wrong.extend(differences),
                 None => {
                     self.create(&spec)?;
+                    wrong.extend(self.await_topic(&spec)?);
                     made.push(Made::Created(spec));
                 }
             }
@@ -110,7 +111,7 @@ impl<'a> Topics<'a> {
     fn create(&self, spec: &TopicSpec) -> Result<(), ClientError> {
         let mut topic = NewTopic::new(
             &spec.name,
-            spec.partition_count as i32,
+            i32::try_from(spec.partition_count).expect("a few dozen"),
             TopicReplication::Fixed(i32::from(spec.replication)),
         );
         for (key, value) in &spec.settings {
@@ -137,6 +138,17 @@ impl<'a> Topics<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Waits until every broker that is asked knows a topic that was just made; what differs then.
+    fn await_topic(&self, spec: &TopicSpec) -> Result<Vec<String>, ClientError> {
+        for _ in 0..100 {
+            if let Some(differences) = self.look(spec)? {
+                return Ok(differences);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(vec![format!("topic {} was made, and is still not to be seen", spec.name)])
     }
 
     /// What differs from the spec; `None`: there is no such topic.
