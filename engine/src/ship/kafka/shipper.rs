@@ -221,6 +221,7 @@ mod tests {
     fn shipper(shards: u8) -> Shipper {
         Shipper::new(Layout::new(shards).unwrap())
     }
+    #[expect(clippy::unnecessary_wraps, reason = "compared with what the machine returns")]
     fn rewind(raw: u8, to: u64) -> Option<Action> {
         Some(Action::Rewind { partition: partition(raw), to: seq(to) })
     }
