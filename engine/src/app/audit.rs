@@ -1,10 +1,11 @@
 //! `GET /v1/audit`: what the audit of the running node is given to look at.
 //!
-//! It runs on a thread of the door's that may block, one at a time. It holds no part of the node
-//! that a drain must have back: readers of its own, and what threads share anyway.
+//! It runs on a thread of the door's that may block, one at a time; who asks meanwhile shares its
+//! report. While it runs the journal keeps its segments, unless it is short of space. It holds no
+//! part of the node that a drain must have back: readers of its own, and what threads share anyway.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
@@ -35,22 +36,32 @@ pub(super) struct LiveAudit {
     pub durable: Arc<DurableMark>,
     pub gauge: Arc<DiskGauge>,
     pub core: Arc<Core>,
-    /// One audit at a time: each takes as much memory as the node's state.
-    pub running: Mutex<()>,
+    pub running: Running,
 }
 
+/// What an audit came to: the report as JSON, or why nothing could be looked at.
+type Outcome = Result<String, String>;
+
+/// The audit that runs now, for whoever asks meanwhile. One at a time: each takes as much memory
+/// as the node's state.
+pub(super) type Running = Mutex<Option<Arc<OnceLock<Outcome>>>>;
+
 impl LiveAudit {
-    /// Audits; the report as JSON, or why nothing could be looked at.
-    pub fn run(&self) -> Result<String, String> {
-        let _running = match self.running.try_lock() {
-            Ok(running) => running,
-            Err(TryLockError::Poisoned(running)) => running.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err("another audit is running".into()),
-        };
-        self.audit().map_err(|error| error.to_string())
+    /// Audits, or waits for the audit that runs already and shares what it comes to.
+    pub fn run(&self) -> Outcome {
+        let running = || self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let audit = Arc::clone(running().get_or_insert_default());
+        // Whoever is first runs it; the others wait here for the outcome.
+        let outcome = audit.get_or_init(|| self.audit().map_err(|error| error.to_string())).clone();
+        let mut current = running();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &audit)) {
+            *current = None;
+        }
+        outcome
     }
 
     fn audit(&self) -> Result<String, CannotLook> {
+        let _segments = self.gauge.pin();
         let disk = RealDisk::open_read_only(&journal_dir(&self.data))
             .map_err(|e| CannotLook::Read(format!("opening the journal: {e}")))?;
         let tail = |from: Seq| -> Result<Tail<RealDisk>, JournalError> {

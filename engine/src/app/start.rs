@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -105,7 +105,7 @@ impl Node {
             durable: Arc::clone(node.journal.durable()),
             gauge: Arc::clone(node.journal.gauge()),
             core: Arc::clone(&node.core),
-            running: Mutex::default(),
+            running: super::audit::Running::default(),
         });
         Ok(node)
     }

@@ -35,13 +35,15 @@ pub enum Check {
     StoreRedemptions,
     StoreLedger,
     StoreStock,
+    StoreSales,
+    StoreAdminChanges,
     StoreSlots,
     /// Records the store could not apply: held, never dropped, and never fine.
     StoreDeadLetters,
 }
 
 impl Check {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Journal,
         Self::I1,
         Self::I2,
@@ -56,6 +58,8 @@ impl Check {
         Self::StoreRedemptions,
         Self::StoreLedger,
         Self::StoreStock,
+        Self::StoreSales,
+        Self::StoreAdminChanges,
         Self::StoreSlots,
         Self::StoreDeadLetters,
     ];
@@ -77,6 +81,8 @@ impl Check {
             Self::StoreRedemptions => "redemptions",
             Self::StoreLedger => "ledger",
             Self::StoreStock => "stock",
+            Self::StoreSales => "sales",
+            Self::StoreAdminChanges => "admin changes",
             Self::StoreSlots => "slots",
             Self::StoreDeadLetters => "dead letters",
         }
@@ -99,6 +105,8 @@ impl Check {
             Self::StoreRedemptions => "rows are those of the journal",
             Self::StoreLedger => "two legs per move, zero in sum",
             Self::StoreStock => "rolled-up stock is the sum of its redemptions",
+            Self::StoreSales => "sales and items are those of the journal",
+            Self::StoreAdminChanges => "who changed what, and why, as in the journal",
             Self::StoreSlots => "counts and checksums of all history, also the deleted",
             Self::StoreDeadLetters => "nothing was set aside",
         }
@@ -112,6 +120,8 @@ impl Check {
                 | Self::StoreRedemptions
                 | Self::StoreLedger
                 | Self::StoreStock
+                | Self::StoreSales
+                | Self::StoreAdminChanges
                 | Self::StoreSlots
                 | Self::StoreDeadLetters
         )

@@ -20,15 +20,15 @@ use super::journal::Bounds;
 use super::offline::CannotLook;
 use super::parts::{Base, Claims};
 use super::report::{AuditReport, Subject};
-use super::run::{Inputs, Progress, run, watermarks};
-use super::stores;
+use super::run::{Inputs, Progress, lowest_watermark, run};
+use super::stores::{self, OpenShard, Stores};
 use crate::journal::JournalError;
 use crate::journal::disk::Disk;
 use crate::journal::tail::Tail;
-use crate::persist::store::StoreReader;
 use crate::units::{Incarnation, ItemIndex, JournalId, Seq};
 
-/// How often the audit begins anew when the node deleted a segment under it.
+/// How often the audit begins anew when the node deleted a segment under it, as it does where it
+/// is short of space.
 const TRIES: u32 = 3;
 
 /// A running node, as its audit sees it.
@@ -44,7 +44,7 @@ pub struct LiveNode<'a, D: Disk> {
     pub tail: &'a dyn Fn(Seq) -> Result<Tail<D>, JournalError>,
     pub snapshots: &'a Path,
     /// Readers of their own, not those that answer requests.
-    pub stores: &'a [Box<dyn StoreReader>],
+    pub stores: &'a Stores,
     /// Asks every shard and the control thread what they have; waits for their reports.
     pub visit: &'a dyn Fn() -> Result<Claims, CannotLook>,
     /// Reads the stock lines.
@@ -85,7 +85,7 @@ fn audit_once<D: Disk>(
 
 fn within<D: Disk>(
     node: &LiveNode<'_, D>,
-    reads: &[&dyn crate::persist::store::ConsistentRead],
+    reads: &[OpenShard<'_>],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotLook> {
     let first = (node.first)();
@@ -106,7 +106,7 @@ fn within<D: Disk>(
     // What lies before both the snapshot and the stores is not read again.
     let mut lowest = base.as_ref().map_or(Seq::NONE, Base::lowest_cut);
     if !reads.is_empty() {
-        lowest = watermarks(reads, node.journal)?.into_iter().fold(lowest, Seq::min);
+        lowest = lowest.min(lowest_watermark(node.stores.layout, reads, node.journal)?);
     }
     let bounds = Bounds { first: first.max(lowest.next()), last, ..whole };
     let journal = FileJournal::new(bounds, node.tail);
@@ -119,14 +119,17 @@ fn within<D: Disk>(
         last_seq: last,
         base_snapshot: base.as_ref().map(super::files::SnapshotFile::number),
     };
+    let mut findings = Findings::default();
+    node.stores.report(first, &mut findings);
     let inputs = Inputs {
         subject,
         journal: &journal,
         base: base.as_ref().map(|base| base as &dyn Base),
         claims,
+        layout: node.stores.layout,
         stores: reads,
         lines: Some((window_from, lines)),
-        findings: Findings::default(),
+        findings,
     };
     Ok(run(inputs, progress)?)
 }

@@ -92,16 +92,18 @@ pub fn audit_data_dir(
         last_seq: bounds.last,
         base_snapshot: snapshots.base.as_ref().map(super::files::SnapshotFile::number),
     };
-    let readers = stores::open(&data.join(DATABASE_DIR))?;
+    let stores = stores::open(&data.join(DATABASE_DIR))?;
+    stores.report(bounds.first, &mut findings);
     let mut inputs = Some((subject, snapshots.claims, findings));
     let mut outcome = None;
-    stores::with_all(&readers, &mut |reads| {
+    stores::with_all(&stores, &mut |reads| {
         if let Some((subject, claims, findings)) = inputs.take() {
             let inputs = Inputs {
                 subject,
                 journal: &journal,
                 base: snapshots.base.as_ref().map(|base| base as &dyn Base),
                 claims,
+                layout: stores.layout,
                 stores: reads,
                 lines: None,
                 findings,

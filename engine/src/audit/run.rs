@@ -8,12 +8,15 @@ use super::model::{Figures, Item, Model};
 use super::parts::{Base, Claims, base_control, base_slot};
 use super::replay::{ReplayFigures, replay};
 use super::report::{AuditReport, ItemLine, PointsLine, Subject, counted, grouped};
-use super::store::{Behind, CannotCompare, Entries, ShardAudit, ShardFigures};
+use super::store::{
+    Behind, Books, CannotCompare, Changes, Entries, SaleHistory, ShardAudit, ShardFigures,
+};
+use super::stores::OpenShard;
 use crate::kernel::control::ControlState;
 use crate::kernel::record::CONTROL;
 use crate::kernel::slot::SlotState;
 use crate::persist::store::{ConsistentRead, StoreError};
-use crate::ship::partition::{Layout, PARTITION_COUNT};
+use crate::ship::partition::{Layout, PARTITION_COUNT, Partition};
 use crate::units::{ItemIndex, JournalId, SLOT_COUNT, Seq, Slot};
 
 /// How far an audit has come.
@@ -35,8 +38,10 @@ pub struct Inputs<'a> {
     pub base: Option<&'a dyn Base>,
     /// Of snapshots, or of running shards.
     pub claims: Claims,
+    /// How the partitions lie on the database shards.
+    pub layout: Option<Layout>,
     /// The database shards, each in an open read transaction; empty: none to compare.
-    pub stores: &'a [&'a dyn ConsistentRead],
+    pub stores: &'a [OpenShard<'a>],
     /// Of a running node: what its stock lines had free, and the durable sequence number just
     /// before they were read.
     pub lines: Option<(Seq, Vec<(ItemIndex, u64)>)>,
@@ -51,20 +56,22 @@ pub fn run(
     inputs: Inputs<'_>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotCompare> {
-    let Inputs { subject, journal, base, claims, stores, lines, mut findings } = inputs;
-    let layout = Layout::new(u8::try_from(stores.len()).unwrap_or(u8::MAX));
+    let Inputs { subject, journal, base, claims, layout, stores, lines, mut findings } = inputs;
     let bounds = journal.bounds();
     let mut model = Model::new(bounds.journal);
+    let mut sales = SaleHistory::default();
     if let Some(base) = base {
-        begin(&mut model, base)?;
+        begin(&mut model, &mut sales, base)?;
     }
     model.expect_marks(claims.slots.iter().map(|claim| claim.mark.clone()));
     model.expect_control_marks(claims.control.iter().map(|claim| claim.mark.clone()));
     if let Some((from, _)) = &lines {
         model.open_window(*from);
     }
-    let mut behind = Behind::new(watermarks(stores, bounds.journal)?, set_aside(stores)?);
+    let watermarks = watermarks(layout, stores, bounds.journal)?;
+    let mut behind = Behind::new(watermarks, set_aside(stores)?);
     let mut entries = Entries::new(bounds.first);
+    let mut changes = Changes::new(bounds.journal, bounds.first);
     let lowest = base.map_or(Seq::NONE, Base::lowest_cut);
     // Ledger rows are compared from the journal's first record on, so all of it is read.
     let from = if stores.is_empty() { lowest.next() } else { bounds.first };
@@ -73,32 +80,33 @@ pub fn run(
         step.at(place.seq);
         behind.note(place.seq, slot, record, bytes, &model);
         entries.note(place.seq, slot, record, &behind);
+        changes.note(place.seq, slot, record, &behind);
+        sales.note(place.seq, record);
         model.fold(place, slot, record, bytes);
     })?;
     model.finish();
     let line_count = lines.as_ref().map_or(0, |(_, lines)| lines.len() as u64);
     check_lines(&mut model, lines);
     let mut shards = Vec::new();
-    if let Some(layout) = layout.filter(|_| !stores.is_empty()) {
-        for (shard, read) in layout.shards().zip(stores) {
+    if let Some(layout) = layout {
+        let books = Books {
+            layout,
+            journal_id: bounds.journal,
+            model: &model,
+            behind: &behind,
+            entries: &entries,
+            changes: &changes,
+            sales: &sales,
+            journal,
+        };
+        for (shard, read) in stores {
             let done = u64::from(shard.get());
             let of = u64::from(layout.count());
             progress(Progress { step: "comparing the database shards", done, of });
-            let audit = ShardAudit::new(
-                shard,
-                layout,
-                bounds.journal,
-                &model,
-                &behind,
-                &entries,
-                journal,
-                *read,
-                &mut findings,
-            );
-            shards.push(audit.run()?);
+            shards.push(ShardAudit::new(*shard, books, *read, &mut findings).run()?);
         }
     }
-    drop((behind, entries));
+    drop((behind, entries, changes, sales));
     let own: BTreeMap<_, _> =
         (0..SLOT_COUNT).map(|n| (Slot::new(n as u16), model.slots[n].sums)).collect();
     let summary = Summary::of(&model, line_count);
@@ -143,12 +151,13 @@ impl<'a> Step<'a> {
     }
 }
 
-fn begin(model: &mut Model, base: &dyn Base) -> Result<(), CannotRead> {
+fn begin(model: &mut Model, history: &mut SaleHistory, base: &dyn Base) -> Result<(), CannotRead> {
     base.each(&mut |slot, cut, bytes| {
         let damaged = |e| CannotRead(format!("the snapshot's slot {slot} does not read: {e}"));
         if slot == CONTROL {
             let state = ControlState::decode(bytes).map_err(damaged)?;
             let (sales, items) = base_control(&state)?;
+            history.begin(&state, cut);
             model.seed_control(cut, sales, items, state.dump_keys());
         } else {
             let state = SlotState::decode(bytes).map_err(damaged)?;
@@ -161,32 +170,61 @@ fn begin(model: &mut Model, base: &dyn Base) -> Result<(), CannotRead> {
 /// Each partition's watermark, as its own database shard has it.
 ///
 /// Errors: a database cannot be read.
-pub fn watermarks(
-    stores: &[&dyn ConsistentRead],
+fn watermarks(
+    layout: Option<Layout>,
+    stores: &[OpenShard<'_>],
     journal: JournalId,
 ) -> Result<[Seq; PARTITION_COUNT], StoreError> {
     let mut watermarks = [Seq::NONE; PARTITION_COUNT];
-    let count = u8::try_from(stores.len()).unwrap_or(u8::MAX);
-    let Some(layout) = Layout::new(count) else { return Ok(watermarks) };
-    for (shard, read) in layout.shards().zip(stores) {
-        let rows = match read.watermarks() {
-            // Said where the watermarks themselves are compared.
-            Err(StoreError::Corrupt(_)) => continue,
-            rows => rows?,
-        };
-        for row in rows.iter().filter(|row| row.stream.journal == journal) {
-            if layout.shard_of(row.stream.partition) == shard {
-                watermarks[row.stream.partition.index()] = row.watermark.seq;
+    let Some(layout) = layout else { return Ok(watermarks) };
+    for (shard, read) in stores {
+        for partition in layout.partitions(*shard) {
+            if layout.shard_of(partition) == *shard {
+                let watermark = watermark_in(*read, journal, partition)?;
+                watermarks[partition.index()] = watermark;
             }
         }
     }
     Ok(watermarks)
 }
 
+/// The lowest watermark of all database shards, each one's of the control partition included.
+///
+/// Errors: a database cannot be read.
+pub fn lowest_watermark(
+    layout: Option<Layout>,
+    stores: &[OpenShard<'_>],
+    journal: JournalId,
+) -> Result<Seq, StoreError> {
+    let mut lowest = watermarks(layout, stores, journal)?.into_iter().min().unwrap_or_default();
+    for (_, read) in stores {
+        lowest = lowest.min(watermark_in(*read, journal, Partition::CONTROL)?);
+    }
+    Ok(lowest)
+}
+
+/// One database shard's watermark of a partition.
+///
+/// Errors: the database cannot be read. A row that cannot be is said where the watermarks
+/// themselves are compared.
+pub fn watermark_in(
+    read: &dyn ConsistentRead,
+    journal: JournalId,
+    partition: Partition,
+) -> Result<Seq, StoreError> {
+    let rows = match read.watermarks() {
+        Err(StoreError::Corrupt(_)) => return Ok(Seq::NONE),
+        rows => rows?,
+    };
+    let of =
+        rows.iter().find(|row| (row.stream.journal, row.stream.partition) == (journal, partition));
+    Ok(of.map_or(Seq::NONE, |row| row.watermark.seq))
+}
+
 /// Records that the stores have set aside.
-fn set_aside(stores: &[&dyn ConsistentRead]) -> Result<Vec<Seq>, StoreError> {
+fn set_aside(stores: &[OpenShard<'_>]) -> Result<Vec<Seq>, StoreError> {
     let mut all = Vec::new();
-    for read in stores {
+    for (_, read) in stores {
         match read.letters() {
             Ok(letters) => all.extend(letters.iter().map(|letter| letter.seq)),
             // Said where the letters are looked at.
@@ -369,6 +407,14 @@ fn store_lines(shards: &[ShardFigures], all: &mut Vec<(Check, u64, String)>) {
     line(Check::StoreLedger, rows, format!("{}, sum {total}", counted(rows, "row", "rows")));
     let stock = sum(|s| s.stock_rows);
     line(Check::StoreStock, stock, counted(stock, "row", "rows"));
+    let sales = sum(|s| s.sales);
+    line(
+        Check::StoreSales,
+        sales,
+        counted(sales, "row of sales and items", "rows of sales and items"),
+    );
+    let changes = sum(|s| s.admin_changes);
+    line(Check::StoreAdminChanges, changes, counted(changes, "row", "rows"));
     let slots = sum(|s| s.slots);
     line(Check::StoreSlots, slots, counted(slots, "slot", "slots"));
     let letters = sum(|s| s.dead_letters);

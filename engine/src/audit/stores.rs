@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use super::finding::{Check, Findings, Where};
 use super::journal::CannotRead;
 use crate::persist::sqlite::{SqliteReader, path_of};
 use crate::persist::store::{ConsistentRead, StoreError, StoreReader};
-use crate::ship::partition::{DATABASE_SHARD_COUNT_MAX, DatabaseShard};
+use crate::ship::partition::{DATABASE_SHARD_COUNT_MAX, DatabaseShard, Layout};
+use crate::units::Seq;
 
 impl From<StoreError> for CannotRead {
     fn from(e: StoreError) -> Self {
@@ -13,48 +15,95 @@ impl From<StoreError> for CannotRead {
     }
 }
 
-/// Opens the database shards in a folder; none where none was ever made.
+/// The database shards that there are, and what is wrong with the others.
+#[derive(Default)]
+pub struct Stores {
+    /// How the partitions lie on them; `None` where none was ever made.
+    pub layout: Option<Layout>,
+    pub readers: Vec<(DatabaseShard, Box<dyn StoreReader>)>,
+    /// Database shards that are missing, or are others than their names say, in words.
+    pub wrong: Vec<(DatabaseShard, String)>,
+}
+
+/// One database shard within an open read transaction.
+pub type OpenShard<'a> = (DatabaseShard, &'a dyn ConsistentRead);
+
+/// Opens the database shards in a folder; none where none was ever made. A file that is missing
+/// or exchanged is no error: the others are compared all the same.
 ///
-/// Errors: one is missing between the others, is another one than its name says, or cannot be
-/// opened.
-pub fn open(folder: &Path) -> Result<Vec<Box<dyn StoreReader>>, CannotRead> {
-    let all = (0..DATABASE_SHARD_COUNT_MAX).map(DatabaseShard::new);
-    let there: Vec<_> = all.filter(|shard| path_of(folder, *shard).exists()).collect();
-    let mut readers: Vec<Box<dyn StoreReader>> = Vec::new();
-    for shard in &there {
-        let path = path_of(folder, *shard);
-        let reader = SqliteReader::open(folder, *shard)
-            .map_err(|e| CannotRead(format!("opening {}: {e}", path.display())))?;
-        let identity = reader.identity();
-        let (is, of) = identity.map_err(|e| CannotRead(format!("{}: {e}", path.display())))?;
-        if is != *shard || usize::from(of) != there.len() {
-            return Err(CannotRead(format!(
-                "{} says it is database shard {} of {of}, and there are {} files: is one missing, \
-                 or were they exchanged?",
-                path.display(),
-                is.get(),
-                there.len()
-            )));
+/// Errors: one that is there cannot be opened.
+pub fn open(folder: &Path) -> Result<Stores, CannotRead> {
+    let mut found = Vec::new();
+    for shard in (0..DATABASE_SHARD_COUNT_MAX).map(DatabaseShard::new) {
+        let path = path_of(folder, shard);
+        if path.exists() {
+            let failed = |e: StoreError| CannotRead(format!("opening {}: {e}", path.display()));
+            let reader = SqliteReader::open(folder, shard).map_err(failed)?;
+            let identity = reader.identity().map_err(failed)?;
+            found.push((shard, reader, identity));
         }
-        readers.push(Box::new(reader));
     }
-    Ok(readers)
+    // One that is another's may say another number: what most say is right.
+    let votes = |count: u8| found.iter().filter(|(_, _, (_, of))| *of == count).count();
+    let Some(count) = found.iter().map(|(_, _, (_, of))| *of).max_by_key(|of| votes(*of)) else {
+        return Ok(Stores::default());
+    };
+    let mut stores = Stores { layout: Layout::new(count), ..Stores::default() };
+    for shard in (0..count).map(DatabaseShard::new) {
+        if !found.iter().any(|(there, ..)| *there == shard) {
+            let path = path_of(folder, shard);
+            let sentence = format!("{} is missing, one of {count} files", path.display());
+            stores.wrong.push((shard, sentence));
+        }
+    }
+    for (shard, reader, (is, of)) in found {
+        if is == shard && of == count {
+            stores.readers.push((shard, Box::new(reader)));
+            continue;
+        }
+        let sentence = format!(
+            "{} says it is database shard {} of {of}, where {} of {count} is expected: were files \
+             exchanged?",
+            path_of(folder, shard).display(),
+            is.get(),
+            shard.get()
+        );
+        stores.wrong.push((shard, sentence));
+    }
+    Ok(stores)
+}
+
+impl Stores {
+    /// What is wrong with them, and that they are gone where the journal's beginning is.
+    pub fn report(&self, first: Seq, findings: &mut Findings) {
+        for (shard, sentence) in &self.wrong {
+            let at = Where::database(shard.get());
+            findings.violation(Check::StoreWatermarks, at, sentence.clone());
+        }
+        if self.layout.is_none() && first > Seq::new(1) {
+            let sentence = format!(
+                "there are no database shards, and the journal begins at {first}: what was \
+                 before was deleted because they had it"
+            );
+            findings.violation(Check::StoreWatermarks, Where::default(), sentence);
+        }
+    }
 }
 
 /// What is done with all database shards, each as of one moment.
-pub type WithAll<'a> = dyn FnMut(&[&dyn ConsistentRead]) -> Result<(), StoreError> + 'a;
+pub type WithAll<'a> = dyn FnMut(&[OpenShard<'_>]) -> Result<(), StoreError> + 'a;
 
 /// Begins a read transaction on each, one inside the other, and calls `run` within all of them.
-pub fn with_all(readers: &[Box<dyn StoreReader>], run: &mut WithAll<'_>) -> Result<(), StoreError> {
-    nest(readers, &[], run)
+pub fn with_all(stores: &Stores, run: &mut WithAll<'_>) -> Result<(), StoreError> {
+    nest(&stores.readers, &[], run)
 }
 
 fn nest(
-    readers: &[Box<dyn StoreReader>],
-    open: &[&dyn ConsistentRead],
+    readers: &[(DatabaseShard, Box<dyn StoreReader>)],
+    open: &[OpenShard<'_>],
     run: &mut WithAll<'_>,
 ) -> Result<(), StoreError> {
-    let Some((first, rest)) = readers.split_first() else { return run(open) };
+    let Some(((shard, first), rest)) = readers.split_first() else { return run(open) };
     first.consistent(&mut |read| {
         // Its first read fixes the moment.
         read.watermarks().map(drop).or_else(|e| match e {
@@ -62,7 +111,7 @@ fn nest(
             other => Err(other),
         })?;
         let mut all = open.to_vec();
-        all.push(read);
+        all.push((*shard, read));
         nest(rest, &all, run)
     })
 }

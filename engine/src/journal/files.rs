@@ -4,7 +4,7 @@
 //! cannot be made is not a failed write of the journal: writes stop until there is space again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
@@ -61,6 +61,17 @@ pub struct DiskGauge {
     is_out_of_space: AtomicBool,
     first_seq: AtomicU64,
     last_state: AtomicU8,
+    pins: AtomicUsize,
+}
+
+/// While it is held no segment goes, unless the journal is short of space: then writing comes
+/// before reading, and the reader must look where the journal begins.
+pub struct Pin(Arc<DiskGauge>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.pins.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl DiskGauge {
@@ -72,7 +83,18 @@ impl DiskGauge {
             is_out_of_space: AtomicBool::new(false),
             first_seq: AtomicU64::new(1),
             last_state: AtomicU8::new(0),
+            pins: AtomicUsize::new(0),
         }
+    }
+
+    /// Keeps the segments for a reader.
+    pub fn pin(self: &Arc<Self>) -> Pin {
+        self.pins.fetch_add(1, Ordering::Relaxed);
+        Pin(Arc::clone(self))
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Relaxed) > 0 && self.state() == DiskState::Normal
     }
 
     pub fn state(&self) -> DiskState {
@@ -216,7 +238,9 @@ impl<D: Disk> Files<D> {
     }
 
     fn remove_old(&mut self) {
-        while let Some(segment) = self.lifetime.removable(self.covers.get(), self.clock.now()) {
+        while let Some(segment) = self.lifetime.removable(self.covers.get(), self.clock.now())
+            && !self.gauge.is_pinned()
+        {
             if let Err(error) = segments::remove(&self.disk, segment) {
                 tracing::error!(%error, segment, "an old journal segment cannot be removed");
                 return;

@@ -206,6 +206,14 @@ pub struct SaleRow {
     pub definition: String,
 }
 
+/// A sale as it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredSale {
+    pub row: SaleRow,
+    pub state: SaleState,
+    pub changed_at: NodeTime,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ItemRow {
     pub journal: JournalId,
@@ -235,6 +243,10 @@ pub enum SaleState {
 }
 
 impl SaleState {
+    pub fn from_name(name: &str) -> Option<Self> {
+        let all = [Self::Defined, Self::Open, Self::Paused, Self::Ended];
+        all.into_iter().find(|state| state.name() == name)
+    }
     pub const fn name(self) -> &'static str {
         match self {
             Self::Defined => "defined",
@@ -262,4 +274,25 @@ pub struct AdminChange {
     pub item: Option<ItemIndex>,
     /// Points, units or accounts, as `what` says; negative where they were taken.
     pub amount: Option<i64>,
+}
+
+impl AdminChange {
+    /// Everything that `what` may say.
+    pub const WHATS: [&'static str; 11] = [
+        "credited",
+        "debited",
+        "reversed",
+        "sale-defined",
+        "sale-opened",
+        "sale-paused",
+        "sale-resumed",
+        "sale-ended",
+        "stock-added",
+        "stock-withdrawn",
+        "imported",
+    ];
+
+    pub fn what_from_name(name: &str) -> Option<&'static str> {
+        Self::WHATS.into_iter().find(|what| *what == name)
+    }
 }

@@ -4,7 +4,9 @@
 use thiserror::Error;
 
 use super::apply::{DataError, Effects};
-use super::rows::{AccountRow, LedgerRow, RedemptionRow, SlotSum, StockRow};
+use super::rows::{
+    AccountRow, AdminChange, ItemRow, LedgerRow, RedemptionRow, SlotSum, StockRow, StoredSale,
+};
 use crate::ship::gap::Watermark;
 use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Partition};
@@ -253,6 +255,9 @@ pub trait ConsistentRead {
     fn slots(&self) -> Result<Vec<SlotSum>, StoreError>;
     /// Letters not applied yet.
     fn letters(&self) -> Result<Vec<Letter>, StoreError>;
+    fn sales(&self) -> Result<Vec<StoredSale>, StoreError>;
+    fn items(&self) -> Result<Vec<ItemRow>, StoreError>;
+    fn each_admin_change(&self, see: &mut dyn FnMut(AdminChange)) -> Result<(), StoreError>;
     fn each_account(&self, see: &mut dyn FnMut(AccountRow)) -> Result<(), StoreError>;
     fn each_redemption(&self, see: &mut dyn FnMut(RedemptionRow)) -> Result<(), StoreError>;
     /// By journal, sequence number and leg.

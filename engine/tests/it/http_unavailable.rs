@@ -188,3 +188,24 @@ fn a_full_journal_refuses_what_is_new_answers_known_keys_and_recovers() {
     let report = admin(&Ask::get("/v1/audit")).json();
     assert_eq!(report["verdict"], "pass", "{report:#}");
 }
+
+#[test]
+fn audits_that_are_asked_for_at_once_are_all_answered() {
+    let node = TestNode::start();
+    let spec = Spec::load();
+    import(&node, (1..=20_000).map(|member| (member, 100)));
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let ask = || spec.send(&node, Admin, &Ask::get("/v1/audit"));
+        let asking: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    for answer in &answers {
+        expect(answer, 200, "");
+        assert_eq!(answer.json()["verdict"], "pass");
+    }
+    // Whoever asks later gets a report of its own.
+    import(&node, [(30_000, 1)]);
+    let later = spec.send(&node, Admin, &Ask::get("/v1/audit")).json();
+    let last = |report: &serde_json::Value| report["subject"]["last_seq"].as_u64().unwrap();
+    assert!(answers.iter().all(|answer| last(&answer.json()) < last(&later)));
+}

@@ -97,6 +97,43 @@ fn watermarks_pause_and_stop_and_space_that_comes_back_is_used() {
 }
 
 #[test]
+fn a_reader_keeps_the_segments_while_there_is_space() {
+    let disk = SimDisk::new(3);
+    let mut running = start(&disk, 8);
+    let fill = |running: &mut Running, segment_count: u64| {
+        let mut last = Seq::NONE;
+        while running.0.gauge().used_bytes() < segment_count * SEGMENT {
+            last = push(running).unwrap_or(last);
+        }
+        running.0.cover_by_snapshots(last);
+        running.0.cover_by_store(last);
+        last
+    };
+    let begins_behind = |running: &Running, seq| {
+        let begun = || running.0.gauge().first_seq() > seq;
+        for _ in 0..500 {
+            if begun() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    };
+    let pin = running.0.gauge().pin();
+    fill(&mut running, 3);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(running.0.gauge().first_seq(), Seq::new(1), "kept, although all cover it");
+    drop(pin);
+    assert!(begins_behind(&running, Seq::new(1)), "and gone with the reader");
+    // Above the first watermark the journal's own need goes before the reader's.
+    let _pin = running.0.gauge().pin();
+    let first = running.0.gauge().first_seq();
+    fill(&mut running, 6);
+    assert!(begins_behind(&running, first));
+    running.0.stop().unwrap();
+}
+
+#[test]
 fn a_full_file_system_stops_writes_until_there_is_space_again() {
     let disk = SimDisk::new(3);
     disk.set_capacity(3 * SEGMENT);

@@ -8,7 +8,8 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 use super::{bits, connect, error, path_of};
 use crate::kernel::command::RedemptionState;
 use crate::persist::rows::{
-    AccountRow, LedgerAccount, LedgerRow, MoveKind, RedemptionRow, SlotSum, StockRow, StockSums,
+    AccountRow, AdminChange, ItemRow, LedgerAccount, LedgerRow, MoveKind, RedemptionRow, SaleRow,
+    SaleState, SlotSum, StockRow, StockSums, StoredSale,
 };
 use crate::persist::store::{
     ConsistentRead, Letter, LetterId, LetterState, RewindRequest, StatementCursor, StoreError,
@@ -19,7 +20,7 @@ use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Partition};
 use crate::units::{
     Incarnation, ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId,
-    Seq, Slot,
+    SaleIndex, Seq, Slot,
 };
 
 /// One database shard, open for reading.
@@ -195,6 +196,21 @@ impl ConsistentRead for Moment<'_> {
         let letters = letters(self.connection, LetterId(i64::MIN), u32::MAX)?;
         Ok(letters.into_iter().map(|(_, letter)| letter).collect())
     }
+    fn sales(&self) -> Result<Vec<StoredSale>, StoreError> {
+        let sql = "SELECT journal, sale, id, name, state, defined_at, changed_at, definition
+                   FROM sales ORDER BY journal, sale";
+        rows(self.connection, sql, [], sale_at)
+    }
+    fn items(&self) -> Result<Vec<ItemRow>, StoreError> {
+        let sql = "SELECT journal, item, sale, sku, name, points, limit_per_member FROM items
+                   ORDER BY journal, item";
+        rows(self.connection, sql, [], item_at)
+    }
+    fn each_admin_change(&self, see: &mut dyn FnMut(AdminChange)) -> Result<(), StoreError> {
+        let sql = "SELECT journal, seq, at, what, operator, reason, reference, member, redemption,
+                   sale, item, amount FROM admin_changes ORDER BY journal, seq";
+        self.each(sql, change_at, see)
+    }
     fn each_account(&self, see: &mut dyn FnMut(AccountRow)) -> Result<(), StoreError> {
         self.each(&format!("{ACCOUNT} ORDER BY member"), account_at, see)
     }
@@ -328,6 +344,51 @@ fn stock_at(r: &Row<'_>) -> rusqlite::Result<StockRow> {
         total: unsigned(r, 7)?,
         granted: unsigned(r, 8)?,
         returned: unsigned(r, 9)?,
+    })
+}
+
+fn sale_at(r: &Row<'_>) -> rusqlite::Result<StoredSale> {
+    let state: String = r.get(4)?;
+    let row = SaleRow {
+        journal: JournalId::new(unsigned(r, 0)?),
+        sale: SaleIndex::new(r.get(1)?),
+        id: r.get(2)?,
+        name: r.get(3)?,
+        defined_at: NodeTime::new(unsigned(r, 5)?),
+        definition: r.get(7)?,
+    };
+    let changed_at = NodeTime::new(unsigned(r, 6)?);
+    let state = SaleState::from_name(&state).ok_or_else(|| out_of_range(4))?;
+    Ok(StoredSale { row, state, changed_at })
+}
+
+fn item_at(r: &Row<'_>) -> rusqlite::Result<ItemRow> {
+    Ok(ItemRow {
+        journal: JournalId::new(unsigned(r, 0)?),
+        item: ItemIndex::new(r.get(1)?),
+        sale: SaleIndex::new(r.get(2)?),
+        sku: r.get(3)?,
+        name: r.get(4)?,
+        points: unsigned(r, 5)?,
+        limit_per_member: unsigned(r, 6)?,
+    })
+}
+
+fn change_at(r: &Row<'_>) -> rusqlite::Result<AdminChange> {
+    let what: String = r.get(3)?;
+    Ok(AdminChange {
+        journal: JournalId::new(unsigned(r, 0)?),
+        seq: Seq::new(unsigned(r, 1)?),
+        at: NodeTime::new(unsigned(r, 2)?),
+        what: AdminChange::what_from_name(&what).ok_or_else(|| out_of_range(3))?,
+        operator: r.get(4)?,
+        reason: r.get(5)?,
+        reference: r.get(6)?,
+        member: r.get::<_, Option<i64>>(7)?.map(|m| MemberId::new(m.cast_unsigned())),
+        redemption: id_at(r, 8)?,
+        sale: r.get::<_, Option<u32>>(9)?.map(SaleIndex::new),
+        item: r.get::<_, Option<u32>>(10)?.map(ItemIndex::new),
+        amount: r.get(11)?,
     })
 }
 
