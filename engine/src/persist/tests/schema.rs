@@ -84,7 +84,7 @@ fn every_table_and_column_is_explained() {
         tables.push(table);
     }
     tables.dedup();
-    assert_eq!(tables.len(), 11, "{tables:?}");
+    assert_eq!(tables.len(), 12, "{tables:?}");
 }
 
 #[test]
