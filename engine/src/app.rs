@@ -48,6 +48,8 @@ pub enum StartError {
          persist in processes of their own"
     )]
     PersistsItself,
+    #[error(transparent)]
+    Stores(#[from] crate::persist::stores::StoresError),
     #[error("{what}: {error}")]
     Io { what: &'static str, error: std::io::Error },
 }

@@ -35,6 +35,7 @@ pub struct Config {
     pub snapshot: SnapshotConfig,
     pub log: LogConfig,
     pub persist: PersistConfig,
+    pub store: StoreConfig,
     pub limits: LimitsConfig,
 }
 
@@ -147,6 +148,42 @@ pub struct PersistConfig {
     pub linger_ms: u64,
 }
 
+/// Where rows go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    pub kind: StoreKind,
+    pub mysql: MySqlConfig,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// Files under the data folder, `persist.databases` of them.
+    #[default]
+    Sqlite,
+    /// `MySQL` or `MariaDB`, a database per URL.
+    Mysql,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MySqlConfig {
+    /// One per database shard, in their order. Fixed once there are rows.
+    pub urls: Vec<String>,
+    /// For each database shard, the URLs of its read replicas.
+    pub replicas: Vec<Vec<String>>,
+    /// A file with the password of all these URLs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// The password itself, where there is no file; meant for the environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    pub connect_timeout_ms: u64,
+    /// How long a statement may take before the connection is given up.
+    pub read_timeout_ms: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
@@ -210,6 +247,19 @@ impl Default for SnapshotConfig {
 impl Default for PersistConfig {
     fn default() -> Self {
         Self { run: true, databases: 4, batch: 4096, linger_ms: 50 }
+    }
+}
+
+impl Default for MySqlConfig {
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            replicas: Vec::new(),
+            password_file: None,
+            password: None,
+            connect_timeout_ms: 3_000,
+            read_timeout_ms: 10_000,
+        }
     }
 }
 
@@ -341,12 +391,66 @@ impl Config {
             "persist.batch",
             self.persist.batch.to_string(),
             "must be from 1 to 65536",
-        )
+        )?;
+        self.store.check()
+    }
+
+    /// How many database shards there are.
+    pub fn database_count(&self) -> u8 {
+        match self.store.kind {
+            StoreKind::Sqlite => self.persist.databases,
+            StoreKind::Mysql => self.store.mysql.urls.len() as u8,
+        }
     }
 
     /// The settings in force, as a TOML file. Secrets are masked.
     pub fn print(&self) -> String {
         toml::to_string_pretty(self).expect("settings are plain tables")
+    }
+}
+
+impl StoreConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let rule = |holds: bool, key, value: String, rule| {
+            if holds { Ok(()) } else { Err(ConfigError::Value { key, value, rule }) }
+        };
+        let mysql = &self.mysql;
+        rule(
+            self.kind != StoreKind::Mysql || (1..=32).contains(&mysql.urls.len()),
+            "store.mysql.urls",
+            format!("{} of them", mysql.urls.len()),
+            "must be 1 to 32 where store.kind is mysql, one per database shard",
+        )?;
+        let urls = || mysql.urls.iter().chain(mysql.replicas.iter().flatten());
+        let has_password = |url: &&String| {
+            let user = url.split("://").nth(1).and_then(|rest| rest.rsplit_once('@'));
+            user.is_some_and(|(user, _)| user.contains(':'))
+        };
+        rule(
+            !urls().any(|url| has_password(&url)),
+            "store.mysql.urls",
+            "(a URL with a password in it)".into(),
+            "must not hold passwords: write it to store.mysql.password_file, or set \
+             ONRUSH__STORE__MYSQL__PASSWORD",
+        )?;
+        rule(
+            mysql.replicas.is_empty() || mysql.replicas.len() == mysql.urls.len(),
+            "store.mysql.replicas",
+            format!("{} lists", mysql.replicas.len()),
+            "must be a list per database shard, or none at all",
+        )?;
+        rule(
+            (100..=60_000).contains(&mysql.connect_timeout_ms),
+            "store.mysql.connect_timeout_ms",
+            mysql.connect_timeout_ms.to_string(),
+            "must be from 100 to 60000",
+        )?;
+        rule(
+            (500..=600_000).contains(&mysql.read_timeout_ms),
+            "store.mysql.read_timeout_ms",
+            mysql.read_timeout_ms.to_string(),
+            "must be from 500 to 600000",
+        )
     }
 }
 
@@ -403,6 +507,20 @@ mod tests {
         let printed = config.print();
         assert!(!printed.contains("hush"));
         assert_eq!(load(&printed).unwrap().shards, config.shards);
+    }
+
+    #[test]
+    fn a_mysql_store_needs_its_databases_and_no_password_in_their_urls() {
+        let mysql = |text: &str| load(&format!("[store]\nkind = \"mysql\"\n[store.mysql]\n{text}"));
+        assert!(mysql("").unwrap_err().to_string().contains("one per database shard"));
+        let good = mysql("urls = [\"mysql://onrush@127.0.0.1:3306/a\", \"mysql://onrush@h/b\"]");
+        assert_eq!(good.unwrap().database_count(), 2);
+        let error = mysql("urls = [\"mysql://onrush:hush@127.0.0.1:3306/a\"]").unwrap_err();
+        assert!(!error.to_string().contains("hush"), "{error}");
+        let url = "\"mysql://onrush@h/a\"";
+        assert!(mysql(&format!("urls = [{url}, {url}]\nreplicas = [[{url}]]")).is_err());
+        let secret = mysql(&format!("urls = [{url}]\npassword = \"hush\"")).unwrap();
+        assert!(!secret.print().contains("hush"));
     }
 
     #[test]

@@ -249,6 +249,7 @@ mysql_launch() {
     mysql_in_root "$(mysql_root)" "$mysql_flavour" "${options[@]}"
   ) >>"$home/log" 2>&1 </dev/null 9>&- &
   echo "$!" >"$home/pid"
+  disown
 }
 
 # Whether the process that the pid file names is this server.
@@ -343,17 +344,25 @@ mysql_stop() {
   while mysql_alive "$name"; do
     tenths=$((tenths - 1))
     [ "$tenths" -gt 0 ] || kill -KILL "$pid" 2>/dev/null || true
-    sleep 0.1
+    sleep 0.05
   done
 }
 
-# Replicas first: they would only retry.
+# All are told first, and waited for then. Data that goes away needs no ending in good order.
 mysql_down() {
-  local name
+  local name pid
   [ -d "$(mysql_dir)" ] || return 0
-  for name in $(mysql_servers | sort -r); do
-    mysql_stop "$name" "${mysql_down_signal:-TERM}"
+  for name in $(mysql_servers); do
+    mysql_alive "$name" || continue
+    pid=$(<"$(mysql_dir)/$name/pid")
+    if [ "${1:-}" = --purge ]; then
+      kill -KILL "$pid" 2>/dev/null || true
+    else
+      kill -CONT "$pid" 2>/dev/null || true
+      kill -TERM "$pid" 2>/dev/null || true
+    fi
   done
+  for name in $(mysql_servers); do mysql_stop "$name"; done
   [ "${1:-}" != --purge ] || rm -rf "$(mysql_dir)"
 }
 

@@ -15,9 +15,8 @@ use crate::journal::disk::RealDisk;
 use crate::journal::open::{self, JournalHandle};
 use crate::persist::driver::Persist;
 use crate::persist::lazy::{LazyStore, OpenStore};
-use crate::persist::sqlite::SqliteStore;
 use crate::persist::status::PersistStatus;
-use crate::persist::store::Store;
+use crate::persist::stores;
 use crate::persist::watch::Watch;
 use crate::persist::writer::{ShardWriter, WriterSettings};
 use crate::ship::kafka::driver::{self, Ship};
@@ -102,15 +101,12 @@ pub(super) fn writer_settings(config: &Config) -> WriterSettings {
 /// How the database shards are opened, by the settings.
 pub(super) fn open_store(config: &Config) -> OpenStore {
     let (folder, layout) = (config.node.data.join("db"), layout(config));
-    Arc::new(move |shard| {
-        // A folder that cannot be made shows when the file in it cannot be opened.
-        let _ = std::fs::create_dir_all(&folder);
-        Ok(Box::new(SqliteStore::open(&folder, shard, layout)?) as Box<dyn Store>)
-    })
+    let store = config.store.clone();
+    Arc::new(move |shard| stores::open_one(&store, &folder, shard, layout))
 }
 
 pub(super) fn layout(config: &Config) -> Layout {
-    Layout::new(config.persist.databases).expect("checked with the settings")
+    Layout::new(config.database_count()).expect("checked with the settings")
 }
 
 /// Looks at the topics before anything else starts.

@@ -28,6 +28,7 @@ use crate::kernel::state::{KernelLimits, ShardState};
 use crate::persist::driver::Persist;
 use crate::persist::embedded;
 use crate::persist::status::PersistStatus;
+use crate::persist::stores;
 use crate::shard::catalog::{CatalogView, SaleEntry};
 use crate::shard::completion::Completions;
 use crate::shard::control::{self, ControlParts};
@@ -423,7 +424,8 @@ fn start_persist(
     let settings = writer_settings(config);
     let journal_disk = RealDisk::open_read_only(&open::journal_dir(data))
         .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
-    let writers = embedded::open(&data.join("db"), settings, status, || {
+    let stores = stores::open(&config.store, &data.join("db"), status.layout())?;
+    let writers = embedded::over_journal(stores, settings, status, || {
         let (disk, id) = (journal_disk.clone(), journal.journal());
         let durable = Arc::clone(journal.durable());
         Ok(JournalFrames::new(disk, id, incarnation, durable, Arc::clone(clock)))

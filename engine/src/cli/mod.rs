@@ -4,6 +4,7 @@
 
 mod admin;
 mod audit;
+mod db;
 mod import;
 mod journal;
 mod kafka;
@@ -69,6 +70,9 @@ Examples:
     /// Look into a data folder's journal
     #[command(subcommand)]
     Journal(JournalCommand),
+    /// The database shards: their schema, and how far they are
+    #[command(subcommand)]
+    Db(DbCommand),
     /// Check or print the settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -227,6 +231,33 @@ Example: onrush journal verify --data ./data")]
 }
 
 #[derive(Subcommand)]
+enum DbCommand {
+    /// Bring every database shard to the newest schema. Safe to run twice
+    #[command(after_help = "Exit codes: 0 done, 1 a database refuses, 2 one could not be reached.
+
+Examples:
+  onrush db migrate --config config/onrush.toml
+  onrush db migrate --partitions-from 2026-01")]
+    Migrate {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The first month with a partition of its own [default: the present one]
+        #[arg(long, value_name = "YYYY-MM")]
+        partitions_from: Option<String>,
+    },
+    /// Tell the schema's version, partitions, watermarks and dead letters
+    #[command(
+        after_help = "Exit codes: 0 good, 1 something needs a hand, 2 one could not be reached.
+
+Example: onrush db status --config config/onrush.toml"
+    )]
+    Status {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
 enum ConfigCommand {
     /// Say whether the settings are good
     #[command(after_help = "Example: onrush config check --config config/onrush.toml")]
@@ -276,6 +307,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             journal::inspect(&data, from, limit)
         }
         Command::Journal(JournalCommand::Verify { data }) => journal::verify(&data),
+        Command::Db(DbCommand::Migrate { config, partitions_from }) => {
+            db::migrate(config.as_deref(), partitions_from.as_deref())
+        }
+        Command::Db(DbCommand::Status { config }) => db::status(config.as_deref()),
         Command::Config(ConfigCommand::Check { config }) => {
             Config::load(config.as_deref(), Overrides::default())?;
             println!("The settings are good.");

@@ -13,7 +13,6 @@ use crate::ship::frames::FrameSource;
 use crate::ship::log::LogError;
 use crate::ship::partition::DatabaseShard;
 use crate::ship::tail::JournalLog;
-use crate::units::JournalId;
 
 /// A writer of the embedded default.
 pub type EmbeddedWriter<F> = ShardWriter<JournalLog<F>, SqliteStore>;
@@ -27,12 +26,6 @@ pub enum OpenError {
     Open(#[from] StoreError),
     #[error(transparent)]
     Log(#[from] LogError),
-    #[error(
-        "database shard {} has records of journal {:016x}, this data folder is journal {:016x}: \
-         its database files belong to another data folder",
-        shard.get(), found.get(), expected.get()
-    )]
-    OtherJournal { shard: DatabaseShard, found: JournalId, expected: JournalId },
 }
 
 /// Opens all database shards in `folder`, each with its own reader of the journal.
@@ -40,15 +33,24 @@ pub fn open<F: FrameSource>(
     folder: &Path,
     settings: WriterSettings,
     status: &Arc<PersistStatus>,
-    mut source: impl FnMut() -> Result<F, LogError>,
+    source: impl FnMut() -> Result<F, LogError>,
 ) -> Result<Vec<EmbeddedWriter<F>>, OpenError> {
-    let stores = sqlite::open_all(folder, status.layout())?;
+    over_journal(sqlite::open_all(folder, status.layout())?, settings, status, source)
+}
+
+/// The node's own journal as the log, over whichever stores.
+pub fn over_journal<F: FrameSource, S: Store>(
+    stores: Vec<S>,
+    settings: WriterSettings,
+    status: &Arc<PersistStatus>,
+    mut source: impl FnMut() -> Result<F, LogError>,
+) -> Result<Vec<ShardWriter<JournalLog<F>, S>>, OpenError> {
     stores.into_iter().map(|store| writer(store, source()?, settings, status)).collect()
 }
 
 /// One database shard's writer, from its watermarks on.
 pub fn writer<F: FrameSource, S: Store>(
-    mut store: S,
+    store: S,
     source: F,
     settings: WriterSettings,
     status: &Arc<PersistStatus>,
@@ -56,12 +58,6 @@ pub fn writer<F: FrameSource, S: Store>(
     let shard = store.shard();
     let failed = |source| OpenError::Store { shard, source };
     let expected = source.head().journal;
-    for row in store.watermarks().map_err(failed)? {
-        let found = row.stream.journal;
-        if found != expected {
-            return Err(OpenError::OtherJournal { shard, found, expected });
-        }
-    }
     let layout = status.layout();
     let open_log = |stored: &Watermarks| {
         let watermark = |partition| {
@@ -70,5 +66,9 @@ pub fn writer<F: FrameSource, S: Store>(
         };
         JournalLog::new(source, layout.partitions(shard).map(watermark))
     };
-    ShardWriter::open(store, settings, status.clone(), open_log).map_err(failed)
+    let writer = ShardWriter::open(store, settings, status.clone(), open_log).map_err(failed)?;
+    if let Some(found) = writer.journals().find(|found| *found != expected) {
+        return Err(failed(StoreError::OtherJournal { found, expected }));
+    }
+    Ok(writer)
 }

@@ -10,10 +10,12 @@ pub mod apply;
 pub mod driver;
 pub mod embedded;
 pub mod lazy;
+pub mod mysql;
 pub mod rows;
 pub mod sqlite;
 pub mod status;
 pub mod store;
+pub mod stores;
 pub mod watch;
 pub mod writer;
 

@@ -175,7 +175,7 @@ pub struct StockTotals {
 }
 
 /// An item's row: partial sums of this database shard, and at home the totals.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct StockRow {
     pub journal: JournalId,
     pub item: ItemIndex,

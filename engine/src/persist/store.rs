@@ -10,7 +10,9 @@ use super::rows::{
 use crate::ship::gap::Watermark;
 use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Partition};
-use crate::units::{Incarnation, JournalId, KeyHash, MemberId, NodeTime, RedemptionId, Seq, Slot};
+use crate::units::{
+    Incarnation, ItemIndex, JournalId, KeyHash, MemberId, NodeTime, RedemptionId, Seq, Slot,
+};
 
 /// One stream of records: one journal in one partition.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -115,7 +117,14 @@ pub enum StoreError {
         "its schema is version {found}, this program knows {newest}: use the program that wrote it"
     )]
     SchemaTooNew { found: u32, newest: u32 },
-    #[error("it is database shard {found}, not {expected}: files were exchanged or renumbered")]
+    #[error("its schema is version {found}, this program needs {newest}: run `onrush db migrate`")]
+    SchemaTooOld { found: u32, newest: u32 },
+    #[error(
+        "it has records of journal {:016x}, this data folder is journal {:016x}: the database \
+         belongs to another data folder", found.get(), expected.get()
+    )]
+    OtherJournal { found: JournalId, expected: JournalId },
+    #[error("it is database shard {found}, not {expected}: they were exchanged or renumbered")]
     WrongShard { expected: String, found: String },
     #[error("letter {0:?} was applied or taken away meanwhile")]
     LetterGone(LetterId),
@@ -224,6 +233,15 @@ pub trait StoreReader: Send {
         limit: u16,
     ) -> Result<Vec<RedemptionRow>, StoreError>;
 
+    /// An item's redemptions, newest first, from the one before `before`.
+    fn redemptions_of_item(
+        &self,
+        journal: JournalId,
+        item: ItemIndex,
+        before: Option<RedemptionId>,
+        limit: u16,
+    ) -> Result<Vec<RedemptionRow>, StoreError>;
+
     /// The newest redemption that a request key began.
     fn redemption_by_key(
         &self,
@@ -240,6 +258,9 @@ pub trait StoreReader: Send {
         before: Option<StatementCursor>,
         limit: u16,
     ) -> Result<Vec<LedgerRow>, StoreError>;
+
+    /// How far it is; of a replica: how far that one is.
+    fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError>;
 
     /// Everything of this database shard as of one moment, for the auditor.
     fn consistent(

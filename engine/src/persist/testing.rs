@@ -379,19 +379,23 @@ impl Content {
     }
 }
 
-/// What all database shards hold, added up.
+/// What all database shards in a folder hold, added up.
 pub fn dump(folder: &Path, layout: Layout) -> Content {
     let mut content = Content::default();
     for shard in layout.shards() {
-        let reader = SqliteReader::open(folder, shard).unwrap();
-        reader
-            .consistent(&mut |moment| {
-                dump_one(moment, &mut content);
-                Ok(())
-            })
-            .unwrap();
+        dump_into(&SqliteReader::open(folder, shard).unwrap(), &mut content);
     }
     content
+}
+
+/// Adds what one database shard holds.
+pub fn dump_into(reader: &dyn StoreReader, content: &mut Content) {
+    reader
+        .consistent(&mut |moment| {
+            dump_one(moment, content);
+            Ok(())
+        })
+        .unwrap();
 }
 
 fn dump_one(moment: &dyn ConsistentRead, content: &mut Content) {

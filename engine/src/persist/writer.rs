@@ -22,7 +22,7 @@ use crate::kernel::record::{Record, RecordError, RecordHead};
 use crate::ship::gap::{Alarm, Verdict, Watermark};
 use crate::ship::log::{Log, LogBatch, LogError, LogOffset, LogRecord, Mark};
 use crate::ship::partition::{DatabaseShard, Layout, Partition};
-use crate::units::{MemberId, Seq, Slot};
+use crate::units::{JournalId, MemberId, Seq, Slot};
 
 /// Looked at for every record, by keys of our own: a fast hash will do.
 type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::FixedState>;
@@ -132,19 +132,32 @@ pub struct ShardWriter<L, S> {
 
 impl<L: Log, S: Store> ShardWriter<L, S> {
     /// Reads the watermarks, and lets `open_log` open the log behind them.
+    ///
+    /// A database that cannot be reached just now is no error: its watermarks are read, and the
+    /// log is wound to them, once it can be.
     pub fn open(
         mut store: S,
         settings: WriterSettings,
         status: Arc<PersistStatus>,
         open_log: impl FnOnce(&Watermarks) -> L,
     ) -> Result<Self, StoreError> {
-        let rows = store.watermarks()?;
+        let (rows, held_up) = match store.watermarks() {
+            Ok(rows) => (rows, None),
+            Err(error) if error.is_transient() => (Vec::new(), Some(error)),
+            Err(error) => return Err(error),
+        };
         let committed: Watermarks = rows.iter().map(|r| (r.stream, r.watermark)).collect();
         let log = open_log(&committed);
         let mut writer = Self::unread(store, settings, status, log);
         writer.committed = committed;
         writer.failures = 0;
-        writer.load_parked()?;
+        let loaded = held_up.map_or_else(|| writer.load_parked(), Err);
+        if let Err(error) = loaded {
+            if !error.is_transient() {
+                return Err(error);
+            }
+            writer.failed(&error.into());
+        }
         for row in rows {
             writer.shard_status().set_node_time(row.at);
         }
@@ -178,6 +191,10 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
 
     pub fn shard(&self) -> DatabaseShard {
         self.shard
+    }
+    /// The journals that the database has records of.
+    pub fn journals(&self) -> impl Iterator<Item = JournalId> {
+        self.committed.keys().map(|stream| stream.journal)
     }
     pub fn status(&self) -> &Arc<PersistStatus> {
         &self.status
@@ -435,6 +452,12 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     /// Takes the watermarks as the database has them, and reads on from there.
     fn reread(&mut self) -> Result<(), StoreError> {
         let rows = self.store.watermarks()?;
+        if let Some(expected) = self.log.journal()
+            && let Some(other) = rows.iter().find(|r| r.stream.journal != expected)
+        {
+            let found = other.stream.journal;
+            return Err(StoreError::OtherJournal { found, expected });
+        }
         let found: HashMap<_, _> = rows.iter().map(|r| (r.stream, r.watermark)).collect();
         let known: Vec<_> = self.streams();
         for (stream, expected) in known {
@@ -448,6 +471,9 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
                 self.ask_rewind(stream, found.seq, "the watermark went back");
             }
             self.committed.insert(stream, found);
+        }
+        for row in &rows {
+            self.shard_status().set_node_time(row.at);
         }
         self.load_parked()?;
         self.resync();

@@ -19,6 +19,8 @@ fn every_setting_is_in_the_settings_file() {
     let text = std::fs::read_to_string(settings_file()).expect("it is there");
     let mut config = Config::default();
     config.http.gateway_secret = Some(onrush::config::Secret::new("a".into()));
+    config.store.mysql.password_file = Some("a".into());
+    config.store.mysql.password = Some(onrush::config::Secret::new("a".into()));
     for line in config.print().lines().filter(|line| line.contains(" = ")) {
         let key = line.split(" = ").next().expect("a key");
         let is_there = text

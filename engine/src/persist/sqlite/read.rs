@@ -82,6 +82,21 @@ impl StoreReader for SqliteReader {
         self.rows(&sql, params![bits(member.get()), before, limit], redemption_at)
     }
 
+    fn redemptions_of_item(
+        &self,
+        journal: JournalId,
+        item: ItemIndex,
+        before: Option<RedemptionId>,
+        limit: u16,
+    ) -> Result<Vec<RedemptionRow>, StoreError> {
+        let sql = format!(
+            "{REDEMPTION} WHERE journal = ?1 AND item = ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4"
+        );
+        let before = before.map_or_else(|| vec![0xff; 17], |id| id.get().to_be_bytes().to_vec());
+        let key = params![bits(journal.get()), item.get(), before, limit];
+        self.rows(&sql, key, redemption_at)
+    }
+
     fn redemption_by_key(
         &self,
         member: MemberId,
@@ -124,6 +139,10 @@ impl StoreReader for SqliteReader {
             limit,
         ];
         self.rows(&sql, row, entry_at)
+    }
+
+    fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError> {
+        watermarks(&self.connection)
     }
 
     fn consistent(

@@ -5,7 +5,7 @@ use super::*;
 
 /// Lets `break_it` happen in the midst of a journal, and `mend_it` later.
 fn outage(seed: u64, break_it: impl Fn(&Bench), mend_it: impl Fn(&Bench)) {
-    let mut bench = Bench::new(seed, 300);
+    let mut bench = Bench::new(On::Sqlite, seed, 300);
     bench.catch_up();
     break_it(&bench);
     bench.generator.write(3_000);
@@ -30,7 +30,7 @@ fn outage(seed: u64, break_it: impl Fn(&Bench), mend_it: impl Fn(&Bench)) {
 
 /// A setting of the connection that writes database shard 1.
 fn pragma(bench: &Bench, sql: &str) {
-    bench.writers[1].store().inner.connection().execute_batch(sql).unwrap();
+    bench.writers[1].store().inner.sqlite().connection().execute_batch(sql).unwrap();
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_locked_database_holds_one_database_shard_up_and_nothing_is_lost() {
 
 #[test]
 fn a_log_that_cannot_be_read_is_read_again_later() {
-    let mut bench = Bench::new(44, 500);
+    let mut bench = Bench::new(On::Sqlite, 44, 500);
     bench.step_all();
     bench.generator.frames.set_failing(true);
     for _ in 0..5 {
@@ -79,7 +79,7 @@ fn a_log_that_cannot_be_read_is_read_again_later() {
 
 #[test]
 fn the_pause_after_failures_grows_to_its_bound() {
-    let mut bench = Bench::new(45, 300);
+    let mut bench = Bench::new(On::Sqlite, 45, 300);
     bench.generator.frames.set_failing(true);
     let pauses: Vec<_> = (0..12).map(|i| bench.writers[0].step(i * 10_000, false)).collect();
     let expected = [20, 40, 80, 160, 320, 640, 1280, 2560, 5000, 5000, 5000, 5000];
@@ -87,9 +87,8 @@ fn the_pause_after_failures_grows_to_its_bound() {
 }
 
 /// The books of every database shard, whatever happened before.
-#[test]
-fn ledgers_sum_to_zero_and_rolled_up_stock_equals_the_rows_at_every_commit() {
-    let mut bench = Bench::new(46, 0);
+fn ledgers_sum_to_zero_and_rolled_up_stock_equals_the_rows_at_every_commit(on: On) {
+    let mut bench = Bench::new(on, 46, 0);
     for round in 0..30u32 {
         bench.generator.write(60);
         bench.faults[round as usize % 4].after.store(1, Ordering::Relaxed);
@@ -99,7 +98,7 @@ fn ledgers_sum_to_zero_and_rolled_up_stock_equals_the_rows_at_every_commit() {
             zero("SELECT coalesce(sum(amount), 0) FROM ledger");
             zero(
                 "SELECT count(*) FROM (SELECT 1 FROM ledger GROUP BY journal, seq
-                  HAVING sum(amount) <> 0 OR count(*) <> 2)",
+                  HAVING sum(amount) <> 0 OR count(*) <> 2) uneven",
             );
             zero(
                 "SELECT count(*) FROM accounts a WHERE free <> (SELECT sum(amount) FROM ledger l
@@ -124,3 +123,5 @@ fn ledgers_sum_to_zero_and_rolled_up_stock_equals_the_rows_at_every_commit() {
     bench.catch_up();
     bench.assert_complete();
 }
+
+on_every_store! { ledgers_sum_to_zero_and_rolled_up_stock_equals_the_rows_at_every_commit }

@@ -6,9 +6,8 @@ use crate::ship::log::{Head, Log, LogBatch, LogError, Polled};
 use crate::ship::partition::Partition;
 use crate::units::JournalId;
 
-#[test]
-fn a_restart_at_any_point_loses_and_doubles_nothing() {
-    let mut bench = Bench::new(11, 900);
+fn a_restart_at_any_point_loses_and_doubles_nothing(on: On) {
+    let mut bench = Bench::new(on, 11, 900);
     for steps in 0..12 {
         bench.restart(1 + steps * 7);
         for _ in 0..steps % 3 {
@@ -20,9 +19,8 @@ fn a_restart_at_any_point_loses_and_doubles_nothing() {
     bench.assert_complete();
 }
 
-#[test]
-fn a_zombie_that_applies_what_another_has_applied_rolls_back_and_reads_again() {
-    let mut bench = Bench::new(12, 600);
+fn a_zombie_that_applies_what_another_has_applied_rolls_back_and_reads_again(on: On) {
+    let mut bench = Bench::new(on, 12, 600);
     let frames = bench.generator.frames.clone();
     let mut zombies = std::mem::take(&mut bench.writers);
     let zombie_status = bench.status.clone();
@@ -43,9 +41,8 @@ fn a_zombie_that_applies_what_another_has_applied_rolls_back_and_reads_again() {
     assert_eq!(bench.status.alarms(), [""; 0], "a watermark that went on is no alarm");
 }
 
-#[test]
-fn a_transaction_that_was_committed_but_reported_lost_is_not_applied_twice() {
-    let mut bench = Bench::new(13, 900);
+fn a_transaction_that_was_committed_but_reported_lost_is_not_applied_twice(on: On) {
+    let mut bench = Bench::new(on, 13, 900);
     for round in 0..60 {
         let faults = &bench.faults[round % 4];
         let counter = if round % 3 == 0 { &faults.before } else { &faults.after };
@@ -69,7 +66,7 @@ fn copy(bench: &Bench, shard: DatabaseShard, to: &Path) {
 
 #[test]
 fn a_restored_backup_of_one_database_shard_is_filled_up_from_the_journal() {
-    let mut bench = Bench::new(14, 500);
+    let mut bench = Bench::new(On::Sqlite, 14, 500);
     bench.step_all();
     let backup = bench.path().join("backup");
     copy(&bench, shard(1), &backup);
@@ -90,7 +87,7 @@ fn a_restored_backup_of_one_database_shard_is_filled_up_from_the_journal() {
 
 #[test]
 fn a_watermark_that_goes_back_under_a_running_writer_is_an_alarm_and_a_rewind() {
-    let mut bench = Bench::new(15, 500);
+    let mut bench = Bench::new(On::Sqlite, 15, 500);
     bench.step_all();
     // A replica that lagged, made the primary.
     let replica = bench.path().join("replica");
@@ -101,7 +98,7 @@ fn a_watermark_that_goes_back_under_a_running_writer_is_an_alarm_and_a_rewind() 
     bench.catch_up();
     bench.assert_complete();
     let other = SqliteStore::open(&replica, shard(2), layout()).unwrap();
-    *bench.faults[2].swap.lock().unwrap() = Some(other);
+    *bench.faults[2].swap.lock().unwrap() = Some(AnyStore::Sqlite(other));
     bench.generator.write(100);
     bench.catch_up();
     let alarms = bench.status.alarms();
@@ -121,13 +118,12 @@ fn copy_file_of(from: &Path, to: &Path) {
     connection.execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
 }
 
-#[test]
-fn a_journal_that_lost_its_tail_is_an_alarm_and_nothing_of_it_is_applied() {
-    let mut bench = Bench::new(16, 500);
+fn a_journal_that_lost_its_tail_is_an_alarm_and_nothing_of_it_is_applied(on: On) {
+    let mut bench = Bench::new(on, 16, 500);
     let end = bench.generator.frames.head_seq();
     bench.generator.write(300);
     bench.catch_up();
-    let before = dump(bench.path(), layout());
+    let before = bench.dump();
     // The data folder as it was 300 records ago, opened again, writes other records there.
     let forked = bench.generator.frames.fork_at(end);
     let generator = Generator::new(99, 60);
@@ -137,7 +133,7 @@ fn a_journal_that_lost_its_tail_is_an_alarm_and_nothing_of_it_is_applied() {
     for _ in 0..10 {
         bench.step_all();
     }
-    dump(bench.path(), layout()).assert_is(&before);
+    bench.dump().assert_is(&before);
     let alarms = bench.status.alarms();
     for shard in 0..SHARDS {
         let named = |a: &&String| a.contains(&format!("database shard {shard}: incarnation 2"));
@@ -145,9 +141,8 @@ fn a_journal_that_lost_its_tail_is_an_alarm_and_nothing_of_it_is_applied() {
     }
 }
 
-#[test]
-fn records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others() {
-    let mut bench = Bench::new(17, 400);
+fn records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others(on: On) {
+    let mut bench = Bench::new(on, 17, 400);
     for index in [0, 2, 3] {
         while !bench.writers[index].has_stored(bench.writers[index].head_seq()) {
             bench.step(index);
@@ -177,7 +172,7 @@ fn records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others() 
 
 #[test]
 fn database_files_of_another_data_folder_are_refused() {
-    let mut bench = Bench::new(18, 100);
+    let mut bench = Bench::new(On::Sqlite, 18, 100);
     bench.catch_up();
     bench.writers.clear();
     let other = MemoryFrames::new(JournalId::new(5));
@@ -185,7 +180,11 @@ fn database_files_of_another_data_folder_are_refused() {
     let opened =
         embedded::open(bench.path(), WriterSettings::default(), &status, || Ok(other.clone()));
     let error = opened.err().unwrap();
-    assert!(matches!(error, embedded::OpenError::OtherJournal { .. }), "{error}");
+    let other = |e: &StoreError| matches!(e, StoreError::OtherJournal { .. });
+    assert!(
+        matches!(&error, embedded::OpenError::Store { source, .. } if other(source)),
+        "{error}"
+    );
 }
 
 /// A log between two processes that loses records on the way, until they are asked for again.
@@ -215,23 +214,23 @@ impl Log for LossyLog {
     }
 }
 
-#[test]
-fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place() {
-    let mut bench = Bench::new(19, 600);
+fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place(on: On) {
+    let mut bench = Bench::new(on, 19, 600);
     bench.writers.clear();
     for shard in layout().shards() {
-        let store = SqliteStore::open(bench.path(), shard, layout()).unwrap();
+        let store = bench.databases.store(shard);
         let settings = WriterSettings { batch: 50, ..WriterSettings::default() };
         let from = layout().partitions(shard).map(|p| (p, Seq::NONE));
         let inner = JournalLog::new(bench.generator.frames.clone(), from);
         let log = LossyLog { inner, lose_every: 9, count: 0 };
+        let store: Box<dyn Store> = store.boxed();
         let mut writer = ShardWriter::open(store, settings, bench.status.clone(), |_| log).unwrap();
         for now in 0..3_000 {
             writer.step(now * 10_000, true);
         }
     }
     let expected = fold(&bench.generator.written, u64::from(SHARDS));
-    dump(bench.path(), layout()).assert_is(&expected);
+    bench.dump().assert_is(&expected);
     assert!(bench.sum_of(|s| &s.rewinds) > 10);
     for shard in layout().shards() {
         assert!(bench.figure(shard, "SELECT count(*) FROM rewinds") > 0);
@@ -239,9 +238,8 @@ fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place() {
     }
 }
 
-#[test]
-fn an_idle_partition_lets_segments_go() {
-    let mut bench = Bench::new(20, 50);
+fn an_idle_partition_lets_segments_go(on: On) {
+    let mut bench = Bench::new(on, 20, 50);
     bench.catch_up();
     // One member alone goes on; the other partitions hear of it by marks.
     let (slot, record) = bench.generator.written.last().cloned().unwrap();
@@ -253,4 +251,14 @@ fn an_idle_partition_lets_segments_go() {
     assert!(bench.status.persisted_through() <= head);
     bench.catch_up();
     assert_eq!(bench.status.persisted_through(), head.next());
+}
+
+on_every_store! {
+    a_restart_at_any_point_loses_and_doubles_nothing,
+    a_zombie_that_applies_what_another_has_applied_rolls_back_and_reads_again,
+    a_transaction_that_was_committed_but_reported_lost_is_not_applied_twice,
+    a_journal_that_lost_its_tail_is_an_alarm_and_nothing_of_it_is_applied,
+    records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others,
+    a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place,
+    an_idle_partition_lets_segments_go,
 }

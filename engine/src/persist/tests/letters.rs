@@ -33,8 +33,8 @@ fn home_of(member: u64) -> DatabaseShard {
 }
 
 /// Opens accounts and has them stored.
-fn bench_with(members: &[u64]) -> Bench {
-    let mut bench = Bench::new(31, 0);
+fn bench_with(on: On, members: &[u64]) -> Bench {
+    let mut bench = Bench::new(on, 31, 0);
     let records: Vec<_> = members.iter().map(|m| opened(*m, 100)).collect();
     bench.generator.append(&records);
     bench.catch_up();
@@ -45,10 +45,9 @@ fn free_of(bench: &Bench, member: u64) -> i64 {
     bench.figure(home_of(member), &format!("SELECT free FROM accounts WHERE member = {member}"))
 }
 
-#[test]
-fn a_dead_letter_parks_its_member_alone_and_all_is_applied_in_order_once_repaired() {
+fn a_dead_letter_parks_its_member_alone_and_all_is_applied_in_order_once_repaired(on: On) {
     let members: Vec<u64> = (1000..1100).collect();
-    let mut bench = bench_with(&members);
+    let mut bench = bench_with(on, &members);
     let bad = 1042;
     // Somebody changed the balance by hand: the record no longer fits.
     bench.execute(home_of(bad), &format!("UPDATE accounts SET free = 95 WHERE member = {bad}"));
@@ -62,12 +61,8 @@ fn a_dead_letter_parks_its_member_alone_and_all_is_applied_in_order_once_repaire
         assert_eq!(free_of(&bench, *member), 130, "member {member} goes on");
     }
     assert_eq!(bench.status.letters(), 3);
-    let states = "SELECT group_concat(state) FROM dead_letters ORDER BY id";
-    let path = crate::persist::sqlite::path_of(bench.path(), home_of(bad));
-    let text = |sql: &str| -> String {
-        rusqlite::Connection::open(&path).unwrap().query_row(sql, [], |r| r.get(0)).unwrap()
-    };
-    assert_eq!(text(states), "1,2,2");
+    let states = "SELECT group_concat(state) FROM dead_letters";
+    assert_eq!(bench.databases.text(home_of(bad), states), "1,2,2");
     let alarms = bench.status.alarms();
     assert!(alarms.len() == 1 && alarms[0].contains("is a dead letter"), "{alarms:?}");
 
@@ -82,7 +77,7 @@ fn a_dead_letter_parks_its_member_alone_and_all_is_applied_in_order_once_repaire
     bench.now += MINUTES;
     bench.step_all();
     assert_eq!((bench.status.letters(), free_of(&bench, bad)), (0, 140));
-    assert_eq!(text(states), "3,3,3,3");
+    assert_eq!(bench.databases.text(home_of(bad), states), "3,3,3,3");
     bench.assert_complete();
 
     // And the member is free again.
@@ -91,9 +86,8 @@ fn a_dead_letter_parks_its_member_alone_and_all_is_applied_in_order_once_repaire
     bench.assert_complete();
 }
 
-#[test]
-fn a_letter_that_fails_again_is_counted_and_still_holds_its_followers() {
-    let mut bench = bench_with(&[7]);
+fn a_letter_that_fails_again_is_counted_and_still_holds_its_followers(on: On) {
+    let mut bench = bench_with(on, &[7]);
     bench.generator.append(&[credit(7, 10, 999), credit(7, 10, 120)]);
     bench.catch_up();
     for _ in 0..3 {
@@ -106,9 +100,8 @@ fn a_letter_that_fails_again_is_counted_and_still_holds_its_followers() {
     assert_eq!(bench.figure(home_of(7), "SELECT count(*) FROM dead_letters WHERE state = 2"), 1);
 }
 
-#[test]
-fn the_watermark_moves_with_the_letter_in_one_transaction() {
-    let mut bench = bench_with(&[7]);
+fn the_watermark_moves_with_the_letter_in_one_transaction(on: On) {
+    let mut bench = bench_with(on, &[7]);
     bench.generator.append(&[credit(7, 10, 999)]);
     // Killed at each transaction on the way: the letter is stored once, with its watermark.
     for nth in 1..8 {
@@ -122,9 +115,8 @@ fn the_watermark_moves_with_the_letter_in_one_transaction() {
     assert_eq!(bench.status.persisted_through(), bench.generator.frames.head_seq());
 }
 
-#[test]
-fn a_record_whose_fields_cannot_be_read_parks_its_slot() {
-    let mut bench = bench_with(&[7, 8]);
+fn a_record_whose_fields_cannot_be_read_parks_its_slot(on: On) {
+    let mut bench = bench_with(on, &[7, 8]);
     let (slot, record) = credit(7, 10, 110);
     let mut bytes = Vec::new();
     record.encode(slot, &mut bytes);
@@ -141,9 +133,8 @@ fn a_record_whose_fields_cannot_be_read_parks_its_slot() {
     assert_eq!(bench.figure(home_of(7), unnamed), 1);
 }
 
-#[test]
-fn a_record_of_a_newer_version_holds_its_database_shard_until_a_newer_program_comes() {
-    let mut bench = bench_with(&[7]);
+fn a_record_of_a_newer_version_holds_its_database_shard_until_a_newer_program_comes(on: On) {
+    let mut bench = bench_with(on, &[7]);
     let newer = home_of(7);
     let other = (8..1000).find(|m| home_of(*m) != newer).unwrap();
     bench.generator.append(&[opened(other, 100), credit(7, 10, 110)]);
@@ -161,4 +152,12 @@ fn a_record_of_a_newer_version_holds_its_database_shard_until_a_newer_program_co
     assert_eq!(bench.status.letters(), 0);
     let error = bench.status.shard(newer).last_error().unwrap();
     assert!(error.contains("newer version"), "{error}");
+}
+
+on_every_store! {
+    a_dead_letter_parks_its_member_alone_and_all_is_applied_in_order_once_repaired,
+    a_letter_that_fails_again_is_counted_and_still_holds_its_followers,
+    the_watermark_moves_with_the_letter_in_one_transaction,
+    a_record_whose_fields_cannot_be_read_parks_its_slot,
+    a_record_of_a_newer_version_holds_its_database_shard_until_a_newer_program_comes,
 }

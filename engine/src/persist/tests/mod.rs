@@ -1,17 +1,18 @@
 //! Persist as a whole: random journals go through logs that lose, stores that fail and writers
 //! that die, and the database shards must end with what a naive fold of the records gives.
 
+mod backends;
 mod faults;
 mod histories;
 mod letters;
 mod running;
 mod schema;
+#[path = "../../../tests/it/stack_servers.rs"]
+mod stack_servers;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-
-use tempfile::TempDir;
 
 use super::embedded;
 use super::sqlite::SqliteStore;
@@ -19,7 +20,7 @@ use super::status::PersistStatus;
 use super::store::{
     Letter, LetterId, RewindRequest, Store, StoreBatch, StoreError, Stream, WatermarkRow,
 };
-use super::testing::{Generator, dump, fold};
+use super::testing::{Content, Generator, dump_into, fold};
 use super::writer::{ShardWriter, WriterSettings};
 use crate::ship::frames::MemoryFrames;
 use crate::ship::log::LogOffset;
@@ -37,6 +38,25 @@ fn shard(raw: u8) -> DatabaseShard {
     DatabaseShard::new(raw)
 }
 
+use backends::{AnyStore, Databases, On};
+
+/// Runs tests on every store, each test on databases of its own. The real servers' have names that
+/// begin with `stack_`.
+macro_rules! on_every_store {
+    ($($test:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[test] fn $test() { super::$test(super::On::Sqlite); })*
+        }
+        mod stack_mysql {
+            $(#[test] fn $test() { super::$test(super::On::MySql); })*
+        }
+        mod stack_mariadb {
+            $(#[test] fn $test() { super::$test(super::On::MariaDb); })*
+        }
+    };
+}
+use on_every_store;
+
 /// When a transaction is to fail: counts down to each.
 #[derive(Default)]
 struct Faults {
@@ -45,7 +65,7 @@ struct Faults {
     /// Fails after it was committed: the caller does not learn that it was.
     after: AtomicU32,
     /// Takes this store's place at the next call.
-    swap: Mutex<Option<SqliteStore>>,
+    swap: Mutex<Option<AnyStore>>,
 }
 
 impl Faults {
@@ -58,18 +78,18 @@ impl Faults {
     }
 }
 
-/// A `SQLite` store that fails on demand.
+/// A store that fails on demand.
 struct FaultyStore {
-    inner: SqliteStore,
+    inner: AnyStore,
     faults: Arc<Faults>,
 }
 
 impl FaultyStore {
-    fn inner(&mut self) -> &mut SqliteStore {
+    fn inner(&mut self) -> &mut dyn Store {
         if let Some(other) = self.faults.swap.lock().unwrap().take() {
             self.inner = other;
         }
-        &mut self.inner
+        self.inner.store()
     }
 }
 
@@ -119,7 +139,7 @@ type Writer = ShardWriter<JournalLog<MemoryFrames>, FaultyStore>;
 
 /// A data folder, its journal, and the writers that are running.
 struct Bench {
-    folder: TempDir,
+    databases: Databases,
     generator: Generator,
     status: Arc<PersistStatus>,
     faults: Vec<Arc<Faults>>,
@@ -128,11 +148,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(seed: u64, records: usize) -> Self {
+    fn new(on: On, seed: u64, records: usize) -> Self {
         let mut generator = Generator::new(seed, 60);
         generator.write(records);
         let mut bench = Self {
-            folder: tempfile::tempdir().unwrap(),
+            databases: Databases::new(on, layout()),
             generator,
             status: Arc::new(PersistStatus::new(layout())),
             faults: Vec::new(),
@@ -143,15 +163,13 @@ impl Bench {
         bench
     }
     fn path(&self) -> &Path {
-        self.folder.path()
+        self.databases.folder()
     }
     fn writers_on(&mut self, frames: &MemoryFrames, batch: usize) -> Vec<Writer> {
         self.status = Arc::new(PersistStatus::new(layout()));
         self.faults = (0..SHARDS).map(|_| Arc::default()).collect();
         let writer = |shard: DatabaseShard| {
-            let inner = SqliteStore::open(self.folder.path(), shard, layout()).unwrap();
-            // Nobody waits for another process here.
-            inner.connection().busy_timeout(std::time::Duration::ZERO).unwrap();
+            let inner = self.databases.store(shard);
             let store = FaultyStore { inner, faults: self.faults[shard.index()].clone() };
             let settings = WriterSettings { batch, ..WriterSettings::default() };
             embedded::writer(store, frames.clone(), settings, &self.status).unwrap()
@@ -188,7 +206,7 @@ impl Bench {
     /// The database shards hold exactly what the journal says.
     fn assert_complete(&self) {
         let expected = fold(&self.generator.written, u64::from(SHARDS));
-        dump(self.path(), layout()).assert_is(&expected);
+        self.dump().assert_is(&expected);
         assert_eq!(self.status.letters(), 0);
     }
     fn sum_of(
@@ -197,14 +215,19 @@ impl Bench {
     ) -> u64 {
         self.status.shards().map(|(_, s)| figure(s).load(Ordering::Relaxed)).sum()
     }
+    /// What all database shards hold, added up.
+    fn dump(&self) -> Content {
+        let mut content = Content::default();
+        for shard in layout().shards() {
+            dump_into(&*self.databases.reader(shard), &mut content);
+        }
+        content
+    }
     /// Runs SQL on one database shard, as an operator would.
     fn execute(&self, shard: DatabaseShard, sql: &str) {
-        let path = super::sqlite::path_of(self.path(), shard);
-        rusqlite::Connection::open(path).unwrap().execute_batch(sql).unwrap();
+        self.databases.execute(shard, sql);
     }
     fn figure(&self, shard: DatabaseShard, sql: &str) -> i64 {
-        let path = super::sqlite::path_of(self.path(), shard);
-        let connection = rusqlite::Connection::open(path).unwrap();
-        connection.query_row(sql, [], |r| r.get(0)).unwrap()
+        self.databases.figure(shard, sql)
     }
 }

@@ -26,9 +26,8 @@ fn start(bench: &mut Bench, threads: usize) -> Persist {
     Persist::start(writers, bench.status.clone(), threads, &clock).unwrap()
 }
 
-#[test]
-fn waiters_are_woken_once_everything_up_to_there_is_stored() {
-    let mut bench = Bench::new(51, 400);
+fn waiters_are_woken_once_everything_up_to_there_is_stored(on: On) {
+    let mut bench = Bench::new(on, 51, 400);
     let persist = start(&mut bench, 1);
     for _ in 0..5 {
         bench.generator.write(100);
@@ -43,10 +42,9 @@ fn waiters_are_woken_once_everything_up_to_there_is_stored() {
     bench.assert_complete();
 }
 
-#[test]
-fn a_stop_that_drains_stores_everything_that_is_durable() {
+fn a_stop_that_drains_stores_everything_that_is_durable(on: On) {
     for threads in [1, 2, 4, 9] {
-        let mut bench = Bench::new(52, 2_000);
+        let mut bench = Bench::new(on, 52, 2_000);
         let persist = start(&mut bench, threads);
         assert!(persist.stop(Some(Duration::from_secs(30))), "{threads} threads");
         bench.assert_complete();
@@ -55,8 +53,14 @@ fn a_stop_that_drains_stores_everything_that_is_durable() {
 
 #[test]
 fn a_drain_ends_at_its_deadline_where_a_database_cannot_be_written() {
-    let mut bench = Bench::new(53, 300);
-    bench.writers[3].store().inner.connection().execute_batch("PRAGMA query_only = ON").unwrap();
+    let mut bench = Bench::new(On::Sqlite, 53, 300);
+    bench.writers[3]
+        .store()
+        .inner
+        .sqlite()
+        .connection()
+        .execute_batch("PRAGMA query_only = ON")
+        .unwrap();
     let persist = start(&mut bench, 1);
     assert!(!persist.stop(Some(Duration::from_millis(200))));
     for other in [0, 1, 2] {
@@ -67,11 +71,16 @@ fn a_drain_ends_at_its_deadline_where_a_database_cannot_be_written() {
     bench.assert_complete();
 }
 
-#[test]
-fn a_stop_at_once_leaves_what_the_next_start_completes() {
-    let mut bench = Bench::new(54, 3_000);
+fn a_stop_at_once_leaves_what_the_next_start_completes(on: On) {
+    let mut bench = Bench::new(on, 54, 3_000);
     start(&mut bench, 2).stop(None);
     bench.restart(64);
     bench.catch_up();
     bench.assert_complete();
+}
+
+on_every_store! {
+    waiters_are_woken_once_everything_up_to_there_is_stored,
+    a_stop_that_drains_stores_everything_that_is_durable,
+    a_stop_at_once_leaves_what_the_next_start_completes,
 }

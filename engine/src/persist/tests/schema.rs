@@ -17,7 +17,7 @@ fn questions(folder: &Path) -> Vec<String> {
 
 #[test]
 fn every_question_of_the_readme_is_answered_by_plain_sql() {
-    let mut bench = Bench::new(61, 4_000);
+    let mut bench = Bench::new(On::Sqlite, 61, 4_000);
     bench.catch_up();
     bench.writers.clear();
     let questions = questions(bench.path());
@@ -38,7 +38,7 @@ fn every_question_of_the_readme_is_answered_by_plain_sql() {
 
 #[test]
 fn the_two_paged_reads_and_the_stock_sums_use_their_indexes() {
-    let bench = Bench::new(62, 10);
+    let bench = Bench::new(On::Sqlite, 62, 10);
     let path = crate::persist::sqlite::path_of(bench.path(), shard(0));
     let connection = rusqlite::Connection::open(path).unwrap();
     for (sql, index) in [
@@ -67,7 +67,7 @@ fn the_two_paged_reads_and_the_stock_sums_use_their_indexes() {
 
 #[test]
 fn every_table_and_column_is_explained() {
-    let bench = Bench::new(63, 0);
+    let bench = Bench::new(On::Sqlite, 63, 0);
     let path = crate::persist::sqlite::path_of(bench.path(), shard(0));
     let connection = rusqlite::Connection::open(path).unwrap();
     let sql = "SELECT t.name, c.name FROM sqlite_schema t, pragma_table_info(t.name) c
@@ -89,7 +89,7 @@ fn every_table_and_column_is_explained() {
 
 #[test]
 fn ledger_rows_are_never_changed_or_deleted() {
-    let mut bench = Bench::new(64, 50);
+    let mut bench = Bench::new(On::Sqlite, 64, 50);
     bench.catch_up();
     let path = crate::persist::sqlite::path_of(bench.path(), shard(0));
     let connection = rusqlite::Connection::open(path).unwrap();

@@ -1,0 +1,159 @@
+//! `onrush db`: the database shards' schema, and what is in them.
+//!
+//! Exit codes: 0 good, 1 something needs a hand, 2 a database could not be reached.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::config::{Config, Overrides, StoreKind};
+use crate::persist::mysql::{self, Month, SchemaStatus};
+use crate::persist::sqlite::{self, SqliteReader};
+use crate::persist::store::{StoreReader as _, WatermarkRow};
+use crate::persist::stores;
+use crate::ship::partition::{DatabaseShard, Layout};
+use crate::units::NodeTime;
+
+/// Brings every database shard to the newest schema.
+pub fn migrate(config: Option<&Path>, from: Option<&str>) -> anyhow::Result<ExitCode> {
+    let (config, layout) = load(config)?;
+    let from = match from {
+        Some(text) => Month::parse(text).with_context(|| format!("{text} is no month: YYYY-MM"))?,
+        None => this_month(),
+    };
+    if config.store.kind == StoreKind::Sqlite {
+        let folder = config.node.data.join("db");
+        sqlite::open_all(&folder, layout)?;
+        println!(
+            "{} SQLite files in {} are at the newest schema",
+            layout.count(),
+            folder.display()
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut code = ExitCode::SUCCESS;
+    for (shard, endpoint) in layout.shards().zip(stores::primaries(&config.store.mysql)?) {
+        match mysql::migrate(&endpoint, shard, layout, from) {
+            Ok(applied) if applied.is_empty() => {
+                say(shard, endpoint.name(), "is at the newest schema");
+            }
+            Ok(applied) => {
+                say(shard, endpoint.name(), &format!("applied {}", applied.join(", ")));
+            }
+            Err(error) => {
+                say(shard, endpoint.name(), &format!("FAILED: {error}"));
+                code = worse(code, if error.is_transient() { 2 } else { 1 });
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// Tells version, partitions, watermarks and letters of every database shard.
+pub fn status(config: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let (config, layout) = load(config)?;
+    let mut code = ExitCode::SUCCESS;
+    if config.store.kind == StoreKind::Sqlite {
+        let folder = config.node.data.join("db");
+        for shard in layout.shards() {
+            let name = sqlite::path_of(&folder, shard).display().to_string();
+            let rows = SqliteReader::open(&folder, shard).and_then(|r| r.watermarks());
+            match rows {
+                Ok(rows) => say(shard, &name, &stored(&rows)),
+                Err(error) => {
+                    say(shard, &name, &format!("FAILED: {error}"));
+                    code = worse(code, 2);
+                }
+            }
+        }
+        return Ok(code);
+    }
+    for (shard, endpoint) in layout.shards().zip(stores::primaries(&config.store.mysql)?) {
+        match mysql::status(&endpoint, shard, layout) {
+            Ok(status) => code = worse(code, tell(shard, endpoint.name(), &status)),
+            Err(error) => {
+                say(shard, endpoint.name(), &format!("FAILED: {error}"));
+                code = worse(code, if error.is_transient() { 2 } else { 1 });
+            }
+        }
+        for replica in stores::replicas(&config.store.mysql, shard)? {
+            let rows = mysql::MySqlReader::open(replica.clone(), shard, layout)
+                .and_then(|r| r.watermarks());
+            match rows {
+                Ok(rows) => say(shard, &format!("replica {}", replica.name()), &stored(&rows)),
+                Err(error) => {
+                    say(shard, &format!("replica {}", replica.name()), &format!("FAILED: {error}"));
+                    code = worse(code, 2);
+                }
+            }
+        }
+    }
+    Ok(code)
+}
+
+pub fn load(config: Option<&Path>) -> anyhow::Result<(Config, Layout)> {
+    let config = Config::load(config, Overrides::default())?;
+    let layout = Layout::new(config.database_count()).expect("checked with the settings");
+    Ok((config, layout))
+}
+
+fn this_month() -> Month {
+    let ms = jiff::Timestamp::now().as_millisecond();
+    Month::of(NodeTime::new(ms.try_into().unwrap_or(0)))
+}
+
+fn say(shard: DatabaseShard, name: &str, what: &str) {
+    println!("database shard {}  {name}: {what}", shard.get());
+}
+
+fn worse(code: ExitCode, with: u8) -> ExitCode {
+    // 2, not reached, tells more than 1.
+    let (two, one) = (ExitCode::from(2), ExitCode::from(1));
+    if code == two || with == 2 {
+        two
+    } else if code == one || with == 1 {
+        one
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Up to where the rows go, by the slowest and the newest partition.
+fn stored(rows: &[WatermarkRow]) -> String {
+    let mut journals: Vec<_> = rows.iter().map(|r| r.stream.journal).collect();
+    journals.dedup();
+    let of = |journal: crate::units::JournalId| {
+        let own = rows.iter().filter(|r| r.stream.journal == journal);
+        let seqs = own.clone().map(|r| r.watermark.seq.get());
+        let (low, high) = (seqs.clone().min().unwrap_or(0), seqs.max().unwrap_or(0));
+        let at = own.map(|r| r.at).max().unwrap_or_default().rfc3339();
+        format!("journal {:016x} stored through {low} (newest {high}, of {at})", journal.get())
+    };
+    if journals.is_empty() {
+        return "no records yet".into();
+    }
+    journals.into_iter().map(of).collect::<Vec<_>>().join("; ")
+}
+
+/// Prints a database's status; the exit code that it deserves.
+fn tell(shard: DatabaseShard, name: &str, status: &SchemaStatus) -> u8 {
+    let SchemaStatus { server, version, partitions, watermarks, letters } = status;
+    let newest = mysql::NEWEST;
+    if *version != newest {
+        let advice = if *version < newest { ": run `onrush db migrate`" } else { ": too new" };
+        say(shard, name, &format!("{server}, schema {version}, needed {newest}{advice}"));
+        return 1;
+    }
+    say(shard, name, &format!("{server}, schema {version}; {}", stored(watermarks)));
+    for table in mysql::PARTITIONED {
+        let own = partitions.iter().filter(|p| p.table == table);
+        let text: Vec<_> = own.map(|p| format!("{} ~{}", p.name, p.rows)).collect();
+        println!("    {table}: {}", text.join(", "));
+    }
+    if *letters > 0 {
+        println!("    {letters} dead letters: onrush persist dead-letters list");
+        return 1;
+    }
+    0
+}
