@@ -5,6 +5,7 @@
 //! timeout: a server that is paused or unplugged holds nobody up.
 
 mod bulk;
+mod cells;
 mod link;
 mod months;
 mod partitions;

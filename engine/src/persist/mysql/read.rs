@@ -2,24 +2,23 @@
 
 use std::cell::RefCell;
 
-use mysql_async::{Params, Row, Value};
+use mysql_async::{Params, Row};
 
+use super::cells::{
+    account_at, change_at, entry_at, item_at, letter_at, partition_at, redemption_at, sale_at,
+    slot_at, stock_at, watermark_at,
+};
 use super::link::{Link, Session, Use, cell};
 use super::{Endpoint, schema};
-use crate::kernel::command::RedemptionState;
 use crate::persist::rows::{
-    AccountRow, LedgerAccount, LedgerRow, MoveKind, RedemptionRow, SlotSum, StockRow, StockSums,
+    AccountRow, AdminChange, ItemRow, LedgerRow, RedemptionRow, SlotSum, StockRow, StoredSale,
 };
 use crate::persist::store::{
-    ConsistentRead, Letter, LetterId, LetterState, StatementCursor, StoreError, StoreReader,
-    Stream, WatermarkRow,
+    ConsistentRead, Letter, LetterId, StatementCursor, StoreError, StoreReader, Stream,
+    WatermarkRow,
 };
-use crate::ship::gap::Watermark;
-use crate::ship::partition::{DatabaseShard, Layout, Partition};
-use crate::units::{
-    Incarnation, ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId,
-    Seq, Slot,
-};
+use crate::ship::partition::{DatabaseShard, Layout};
+use crate::units::{ItemIndex, JournalId, KeyHash, MemberId, NodeTime, RedemptionId};
 
 /// The key of a ledger row.
 ///
@@ -256,6 +255,21 @@ impl ConsistentRead for Moment<'_> {
             self.run(async |session: &mut Session| letters(session, all, u32::MAX).await)?;
         Ok(letters.into_iter().map(|(_, letter)| letter).collect())
     }
+    fn sales(&self) -> Result<Vec<StoredSale>, StoreError> {
+        let sql = "SELECT journal, sale, id, name, state, defined_at, changed_at, definition
+                   FROM sales ORDER BY journal, sale";
+        self.rows(sql, sale_at)
+    }
+    fn items(&self) -> Result<Vec<ItemRow>, StoreError> {
+        let sql = "SELECT journal, item, sale, sku, name, points, limit_per_member FROM items
+                   ORDER BY journal, item";
+        self.rows(sql, item_at)
+    }
+    fn each_admin_change(&self, see: &mut dyn FnMut(AdminChange)) -> Result<(), StoreError> {
+        let sql = "SELECT journal, seq, at, what, operator, reason, reference, member, redemption,
+                   sale, item, amount FROM admin_changes ORDER BY journal, seq";
+        self.each(sql, change_at, see)
+    }
     fn each_account(&self, see: &mut dyn FnMut(AccountRow)) -> Result<(), StoreError> {
         self.each(&format!("{ACCOUNT} ORDER BY member"), account_at, see)
     }
@@ -280,19 +294,6 @@ pub async fn watermarks(session: &mut Session) -> Result<Vec<WatermarkRow>, Stor
     rows.iter().map(map).collect()
 }
 
-/// A watermark's three columns from `first` on.
-pub fn watermark_at(row: &Row, first: usize) -> Result<Watermark, StoreError> {
-    Ok(Watermark {
-        incarnation: Incarnation::new(cell(row, first)?),
-        since: Seq::new(cell(row, first + 1)?),
-        seq: Seq::new(cell(row, first + 2)?),
-    })
-}
-
-pub fn partition_at(row: &Row, column: usize) -> Result<Partition, StoreError> {
-    Partition::new(cell(row, column)?).ok_or_else(|| out_of_range("partition"))
-}
-
 /// Letters not applied yet, in the order of their arrival, behind `after`.
 pub async fn letters(
     session: &mut Session,
@@ -305,115 +306,10 @@ pub async fn letters(
     rows.iter().map(letter_at).collect()
 }
 
-fn letter_at(row: &Row) -> Result<(LetterId, Letter), StoreError> {
-    let state = if cell::<u8>(row, 8)? == 1 { LetterState::Dead } else { LetterState::Parked };
-    let letter = Letter {
-        stream: Stream { journal: JournalId::new(cell(row, 1)?), partition: partition_at(row, 2)? },
-        incarnation: Incarnation::new(cell(row, 3)?),
-        seq: Seq::new(cell(row, 4)?),
-        slot: Slot::new(cell(row, 5)?),
-        member: cell::<Option<u64>>(row, 6)?.map(MemberId::new),
-        at: NodeTime::new(cell(row, 7)?),
-        state,
-        reason: cell(row, 9)?,
-        record: cell(row, 10)?,
-    };
-    Ok((LetterId(cell(row, 0)?), letter))
-}
-
-pub fn redemption_at(row: &Row) -> Result<RedemptionRow, StoreError> {
-    Ok(RedemptionRow {
-        id: id_at(row, 0)?.ok_or_else(|| out_of_range("id"))?,
-        member: MemberId::new(cell(row, 1)?),
-        journal: JournalId::new(cell(row, 2)?),
-        item: ItemIndex::new(cell(row, 3)?),
-        quantity: Quantity::new(cell(row, 4)?),
-        points: Points::new(cell(row, 5)?),
-        state: RedemptionState::from_u8(cell(row, 6)?).ok_or_else(|| out_of_range("state"))?,
-        key: KeyHash::new(raw_id(row, 7)?.ok_or_else(|| out_of_range("key"))?),
-        expires_at: NodeTime::new(cell(row, 8)?),
-        updated_at: NodeTime::new(cell(row, 9)?),
-        units_back: cell::<u8>(row, 10)? != 0,
-        seq: Seq::new(cell(row, 11)?),
-    })
-}
-
-fn entry_at(row: &Row) -> Result<LedgerRow, StoreError> {
-    Ok(LedgerRow {
-        journal: JournalId::new(cell(row, 0)?),
-        seq: Seq::new(cell(row, 1)?),
-        leg: cell(row, 2)?,
-        account: LedgerAccount::from_u8(cell(row, 3)?).ok_or_else(|| out_of_range("account"))?,
-        member: MemberId::new(cell(row, 4)?),
-        amount: cell(row, 5)?,
-        kind: MoveKind::from_u8(cell(row, 6)?).ok_or_else(|| out_of_range("kind"))?,
-        redemption: id_at(row, 7)?,
-        at: NodeTime::new(cell(row, 8)?),
-    })
-}
-
-fn account_at(row: &Row) -> Result<AccountRow, StoreError> {
-    Ok(AccountRow {
-        member: MemberId::new(cell(row, 0)?),
-        free: Points::new(cell(row, 1)?),
-        held: Points::new(cell(row, 2)?),
-        journal: JournalId::new(cell(row, 3)?),
-        last_seq: Seq::new(cell(row, 4)?),
-    })
-}
-
-pub fn stock_at(row: &Row) -> Result<StockRow, StoreError> {
-    let sums = StockSums {
-        held: cell(row, 2)?,
-        confirmed: cell(row, 3)?,
-        released: cell(row, 4)?,
-        reversed: cell(row, 5)?,
-        retired: cell(row, 6)?,
-    };
-    Ok(StockRow {
-        journal: JournalId::new(cell(row, 0)?),
-        item: ItemIndex::new(cell(row, 1)?),
-        sums,
-        total: cell(row, 7)?,
-        granted: cell(row, 8)?,
-        returned: cell(row, 9)?,
-    })
-}
-
-pub fn slot_at(row: &Row) -> Result<SlotSum, StoreError> {
-    Ok(SlotSum {
-        journal: JournalId::new(cell(row, 0)?),
-        slot: Slot::new(cell(row, 1)?),
-        records: cell(row, 2)?,
-        checksum: cell(row, 3)?,
-    })
-}
-
-/// 16 bytes, as they were stored; `None` where there are none.
-fn raw_id(row: &Row, column: usize) -> Result<Option<u128>, StoreError> {
-    match row.as_ref(column) {
-        None | Some(Value::NULL) => Ok(None),
-        Some(Value::Bytes(bytes)) => {
-            let raw: [u8; 16] = bytes.as_slice().try_into().map_err(|_| out_of_range("an id"))?;
-            Ok(Some(u128::from_be_bytes(raw)))
-        }
-        Some(_) => Err(out_of_range("an id")),
-    }
-}
-
-/// A redemption's id; `None` where there is none.
-fn id_at(row: &Row, column: usize) -> Result<Option<RedemptionId>, StoreError> {
-    let Some(raw) = raw_id(row, column)? else { return Ok(None) };
-    RedemptionId::from_u128(raw).map(Some).ok_or_else(|| out_of_range("id"))
-}
-
-fn out_of_range(what: &str) -> StoreError {
-    StoreError::Corrupt(format!("{what} is out of range"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Seq;
 
     #[test]
     fn a_ledger_id_sorts_by_time_then_record_then_leg() {

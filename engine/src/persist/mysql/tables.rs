@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use mysql_async::Value;
 
 use super::bulk::Bulk;
+use super::cells;
 use super::link::{Session, cell};
-use super::read::{self, LedgerId};
+use super::read::LedgerId;
 use crate::persist::apply::{DataError, Effects};
 use crate::persist::rows::{
     AccountChange, AccountRow, AdminChange, LedgerRow, RedemptionMove, RedemptionRow, SaleState,
@@ -104,7 +105,7 @@ async fn move_redemptions(
     let id = |m: &&RedemptionMove, out: &mut Vec<Value>| out.push(bytes(m.id.get()));
     session
         .read(&LOCK_REDEMPTIONS, &[], &moves, id, |row| {
-            let row = read::redemption_at(row)?;
+            let row = cells::redemption_at(row)?;
             found.insert(row.id, row);
             Ok(())
         })
@@ -263,7 +264,7 @@ async fn write_stock(session: &mut Session, effects: &Effects) -> Result<(), Sto
         };
         session
             .read(&LOCK_STOCK, &[Value::UInt(journal.get())], of_journal, item, |row| {
-                let row = read::stock_at(row)?;
+                let row = cells::stock_at(row)?;
                 rows.insert(row.item, row);
                 Ok(())
             })
@@ -334,7 +335,7 @@ async fn write_slots(session: &mut Session, effects: &Effects) -> Result<(), Sto
         let mut found = Vec::with_capacity(of_journal.len());
         session
             .read(&LOCK_SLOTS, &first, of_journal, slot, |row| {
-                found.push(read::slot_at(row)?);
+                found.push(cells::slot_at(row)?);
                 Ok(())
             })
             .await?;

@@ -16,7 +16,7 @@ use super::bulk::Bulk;
 use super::link::{Link, Session, Use, cell};
 use super::months::Month;
 use super::partitions::{self, MONTHS_AHEAD};
-use super::{Endpoint, read, schema, tables, unavailable};
+use super::{Endpoint, cells, read, schema, tables, unavailable};
 use crate::crash::CrashPoint;
 use crate::crash_point;
 use crate::persist::store::{
@@ -144,7 +144,7 @@ impl Store for MySqlStore {
         let sql = "SELECT `partition`, next_offset FROM log_offsets WHERE topic = ?
                    ORDER BY `partition`";
         let rows = self.run(async |session: &mut Session| session.rows(sql, (topic,)).await)?;
-        let offset = |row| Ok((read::partition_at(row, 0)?, LogOffset::new(cell(row, 1)?)));
+        let offset = |row| Ok((cells::partition_at(row, 0)?, LogOffset::new(cell(row, 1)?)));
         rows.iter().map(offset).collect()
     }
 
@@ -205,7 +205,7 @@ async fn compare_watermarks(
         let first = [Value::UInt(journal.get())];
         session
             .read(&LOCK_WATERMARKS, &first, of_journal, partition, |row| {
-                found.push((read::partition_at(row, 0)?, read::watermark_at(row, 1)?));
+                found.push((cells::partition_at(row, 0)?, cells::watermark_at(row, 1)?));
                 Ok(())
             })
             .await?;
@@ -300,7 +300,7 @@ async fn open_rewinds(session: &mut Session) -> Result<Vec<(i64, RewindRequest)>
     let rows = session.rows(sql, ()).await?;
     let request = |row: &Row| {
         let journal = JournalId::new(cell(row, 1)?);
-        let stream = Stream { journal, partition: read::partition_at(row, 2)? };
+        let stream = Stream { journal, partition: cells::partition_at(row, 2)? };
         Ok((cell(row, 0)?, RewindRequest { stream, to: Seq::new(cell(row, 3)?) }))
     };
     rows.iter().map(request).collect()
