@@ -170,7 +170,11 @@ kafka_status() {
 }
 
 kafka_env() {
+  local copies
+  copies=$(cat "$dir/choice/kafka")
   echo "export ONRUSH_STACK_KAFKA=$(kafka_list '')"
+  echo "export ONRUSH__LOG__KIND=kafka ONRUSH__LOG__KAFKA__BOOTSTRAP=$(kafka_list '')"
+  echo "export ONRUSH__LOG__KAFKA__REPLICATION=$copies ONRUSH__LOG__KAFKA__MIN_INSYNC=$(((copies + 1) / 2))"
   [ -d "$dir/tls" ] || return 0
   echo "export ONRUSH_STACK_KAFKA_SECURE=$(kafka_list -secure)"
   echo "export ONRUSH_STACK_KAFKA_USER=$kafka_user"
