@@ -6,7 +6,8 @@
 //!      ─► /readyz 200 ─► … ─► SIGTERM ─► drain in the same order
 //! ```
 //! Threads: `http-NN`, `shard-NN`, `control`, `journal`, `journal-files`, `persist-NN`,
-//! `snapshot`, with Kafka `ship`, `ship-watch` and `consume`, and the one that waits here for a signal.
+//! `snapshot`, with Kafka `ship`, `ship-watch` and `consume`, and the one that waits here for a
+//! signal.
 
 mod audit;
 mod drain;
@@ -39,6 +40,8 @@ pub enum StartError {
     Journal(#[from] crate::journal::JournalError),
     #[error(transparent)]
     Recover(#[from] crate::shard::recover::RecoverError),
+    #[error(transparent)]
+    LostTail(#[from] crate::persist::lost_tail::LostTail),
     #[error(transparent)]
     Persist(#[from] crate::persist::embedded::OpenError),
     #[error(transparent)]

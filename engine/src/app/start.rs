@@ -27,6 +27,7 @@ use crate::kernel::slot::{ItemCounts, SlotState};
 use crate::kernel::state::{KernelLimits, ShardState};
 use crate::persist::driver::Persist;
 use crate::persist::embedded;
+use crate::persist::lost_tail;
 use crate::persist::status::PersistStatus;
 use crate::persist::stores;
 use crate::shard::catalog::{CatalogView, SaleEntry};
@@ -93,6 +94,8 @@ impl Node {
         let snapshot_disk = RealDisk::open(&open::snapshot_dir(&data), config.journal.direct)
             .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
         let opened = Journal::open(journal_options(&config, &data), Arc::clone(clock))?;
+        let (journal, incarnation) = (opened.journal(), opened.incarnation());
+        lost_tail::check(&data.join("db"), journal, incarnation, opened.last_seq())?;
         let recovered = recover::recover(&opened, &snapshot_disk, &view.readiness)?;
         report_recovery(&opened, &recovered);
 

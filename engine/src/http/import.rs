@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::http::request::Parts;
 use tokio::sync::mpsc;
 
 use super::body::require_type;
 use super::json;
 use super::parse;
-use super::problem::{Help, Kind, Problem, write_rows};
-use super::reply::Reply;
+use super::problem::{Help, Kind, Problem};
+use super::reply::{Body, Reply};
 use super::spool::{Checked, Row, Spool};
 use super::worker::{Ready, Worker};
 use crate::kernel::command::{Command, Outcome};
@@ -42,17 +43,18 @@ pub async fn import(worker: &Worker, parts: &Parts, body: &mut Incoming) -> Resu
     let mut spool = receive(worker, body).await?;
     let (spool, checked) = blocking(move || {
         let checked = spool.check()?;
-        Ok((spool, checked))
+        Ok((Arc::new(spool), checked))
     })
     .await?;
-    if checked.bad_count > 0 && !(skip_bad_rows && checked.rows > 0) {
-        let help = Help::Rows { first: checked.bad, count: checked.bad_count };
-        return Err(Problem::with(Kind::RowsInvalid, help));
+    let Checked { rows, bad_count, content } = checked;
+    if bad_count > 0 && !(skip_bad_rows && rows > 0) {
+        let problem = Problem::with(Kind::RowsInvalid, Help::BadRows(bad_count));
+        let mut open = BytesMut::with_capacity(PIECE_LEN);
+        problem.write_open(&mut open);
+        return Ok(naming(problem.into(), open, spool));
     }
-    let checked = Arc::new(checked);
-    let (opened, existing) = apply(ready, spool, Arc::clone(&checked)).await?;
-    let Checked { rows, content, .. } = *checked;
-    tracing::info!(rows, opened, existing, skipped = checked.bad_count, "import applied");
+    let (opened, existing) = apply(ready, Arc::clone(&spool)).await?;
+    tracing::info!(rows, opened, existing, skipped = bad_count, "import applied");
     let command = ControlCommand::Imported { rows, opened, existing, content, note };
     ready.core.control(command).await?;
     let mut out = BytesMut::with_capacity(128);
@@ -60,14 +62,51 @@ pub async fn import(worker: &Worker, parts: &Parts, body: &mut Incoming) -> Resu
         (r#"{"rows":"#, rows),
         (r#","opened":"#, opened),
         (r#","existing":"#, existing),
-        (r#","skipped":"#, checked.bad_count),
+        (r#","skipped":"#, bad_count),
     ] {
         json::raw(&mut out, name);
         json::number(&mut out, count);
     }
-    write_rows(&mut out, &checked.bad);
-    json::raw(&mut out, "}");
+    if bad_count > 0 {
+        return Ok(naming(Reply::ok(Bytes::new()), out, spool));
+    }
+    json::raw(&mut out, r#","errors":[]}"#);
     Ok(Reply::ok(out.freeze()))
+}
+
+/// An answer that goes on with every bad line, however many: they are read from the spool as the
+/// caller takes them. `open` is its body up to there.
+fn naming(mut reply: Reply, open: BytesMut, spool: Arc<Spool>) -> Reply {
+    let (sender, pieces) = mpsc::channel(4);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = name_all(open, &spool, &sender) {
+            // What was sent is no JSON then, so that nobody takes it for all.
+            tracing::error!(%error, "import: bad lines cannot be read from the spool");
+        }
+    });
+    *reply.response.body_mut() = Body::Stream(pieces);
+    // The caller that read a long answer slowly asks on a connection of its own.
+    reply.header(CONNECTION, HeaderValue::from_static("close"))
+}
+
+/// Bytes of an answer that are sent at once.
+const PIECE_LEN: usize = 64 * 1024;
+
+fn name_all(mut out: BytesMut, spool: &Spool, sender: &mpsc::Sender<Bytes>) -> std::io::Result<()> {
+    json::raw(&mut out, r#","errors":["#);
+    for (at, row) in spool.bad_rows()?.enumerate() {
+        if at > 0 {
+            json::raw(&mut out, ",");
+        }
+        row?.write(&mut out);
+        if out.len() >= PIECE_LEN && sender.blocking_send(out.split().freeze()).is_err() {
+            // The caller has gone.
+            return Ok(());
+        }
+    }
+    json::raw(&mut out, "]}");
+    let _ = sender.blocking_send(out.freeze());
+    Ok(())
 }
 
 fn skips_bad_rows(query: Option<&str>) -> Result<bool, Problem> {
@@ -128,11 +167,11 @@ async fn receive(worker: &Worker, body: &mut Incoming) -> Result<Spool, Problem>
 }
 
 /// Opens the accounts; gives how many were opened, and how many were there.
-async fn apply(ready: &Ready, spool: Spool, checked: Arc<Checked>) -> Result<(u64, u64), Problem> {
+async fn apply(ready: &Ready, spool: Arc<Spool>) -> Result<(u64, u64), Problem> {
     let (sender, mut batches) = mpsc::channel::<Vec<Row>>(4);
     let reader = blocking(move || {
         let mut batch = Vec::with_capacity(ROWS_AHEAD);
-        for row in spool.good_rows(&checked)? {
+        for row in spool.good_rows()? {
             batch.push(row?);
             if batch.len() == ROWS_AHEAD {
                 let full = std::mem::replace(&mut batch, Vec::with_capacity(ROWS_AHEAD));

@@ -192,11 +192,8 @@ pub enum Help {
     Allow(&'static str),
     /// What exactly is wrong, in place of the table's words.
     Detail(String),
-    /// Lines of an import that cannot be applied, and how many there are in all.
-    Rows {
-        first: Vec<BadRow>,
-        count: u64,
-    },
+    /// How many lines of an import cannot be applied. The answer goes on with their names.
+    BadRows(u64),
 }
 
 /// A line of an import that cannot be applied.
@@ -289,7 +286,8 @@ impl Problem {
         json::raw(out, "}");
     }
 
-    fn write_open(&self, out: &mut BytesMut) {
+    /// Writes the body but for its last brace: more fields may follow.
+    pub fn write_open(&self, out: &mut BytesMut) {
         json::raw(out, self.kind.opening());
         match &self.help {
             Help::Detail(text) => json::string(out, text),
@@ -317,26 +315,22 @@ impl Problem {
                 json::raw(out, state);
                 json::raw(out, "\"");
             }
-            Help::Rows { first, count } => {
+            Help::BadRows(count) => {
                 json::raw(out, r#","bad_rows":"#);
                 json::number(out, *count);
-                write_rows(out, first);
             }
         }
     }
 }
 
-/// Writes the field `errors`, a comma before it.
-pub fn write_rows(out: &mut BytesMut, rows: &[BadRow]) {
-    json::raw(out, r#","errors":["#);
-    for (at, row) in rows.iter().enumerate() {
-        json::raw(out, if at == 0 { r#"{"line":"# } else { r#",{"line":"# });
-        json::number(out, row.line);
+impl BadRow {
+    pub fn write(&self, out: &mut BytesMut) {
+        json::raw(out, r#"{"line":"#);
+        json::number(out, self.line);
         json::raw(out, r#","message":"#);
-        json::string(out, &row.message);
+        json::string(out, &self.message);
         json::raw(out, "}");
     }
-    json::raw(out, "]");
 }
 
 const SOLD_OUT_FINALLY: &str = concat!(

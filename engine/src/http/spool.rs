@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! body ──► import-N.csv ──check──► import-N.rows (24 bytes a row) ──► applied
+//!                            └────► import-N.0.bad, .1.bad, …      ──► named in the answer
 //! ```
-//! However large the file is, memory stays bounded: lines are checked one by one, and repeated
-//! members are looked for in as many passes as it takes. Blocking: runs off the workers. Both
-//! files are deleted with the [`Spool`], and leftovers of an earlier run at the start.
+//! However large the file is, memory stays bounded: lines are checked one by one, repeated members
+//! are looked for in as many passes as it takes, and bad lines are kept on disk too: those that do
+//! not read in the first file, those of each pass in one more, each by line, merged as they are
+//! read. Blocking: runs off the workers. All files are deleted with the [`Spool`], and leftovers
+//! of an earlier run at the start.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,8 +28,6 @@ use crate::units::{KeyHash, MemberId, Points, mix};
 const LINE_LEN_MAX: usize = 256;
 /// Members remembered in one pass over the rows: about 64 MB.
 const PASS_LEN: u64 = 2_000_000;
-/// Bad lines that are named; more are counted only.
-const NAMED_MAX: usize = 100_000;
 const ROW_LEN: usize = 24;
 const HEADER: &[u8] = b"member,points";
 
@@ -40,22 +42,20 @@ pub struct Row {
 }
 
 /// What the check found.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Checked {
     /// Good rows.
     pub rows: u64,
-    /// The first bad ones, by line.
-    pub bad: Vec<BadRow>,
     pub bad_count: u64,
     pub content: KeyHash,
-    /// Lines of rows that repeat a member.
-    repeated: HashSet<u64, RandomState>,
 }
 
 /// The files of one import.
 pub struct Spool {
     csv: PathBuf,
     rows: PathBuf,
+    /// Bad lines: those that do not read, then those of each pass that repeat a member.
+    bad: Vec<PathBuf>,
     file: File,
     content: Xxh3,
 }
@@ -65,7 +65,7 @@ pub fn clear(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "csv" || end == "rows") {
+        if path.extension().is_some_and(|end| end == "csv" || end == "rows" || end == "bad") {
             fs::remove_file(path)?;
         }
     }
@@ -79,7 +79,7 @@ impl Spool {
         let csv = folder.join(format!("import-{number}.csv"));
         let rows = folder.join(format!("import-{number}.rows"));
         let file = File::options().create(true).truncate(true).read(true).write(true).open(&csv)?;
-        Ok(Self { csv, rows, file, content: Xxh3::new() })
+        Ok(Self { csv, rows, bad: Vec::new(), file, content: Xxh3::new() })
     }
 
     pub fn write(&mut self, piece: &[u8]) -> io::Result<()> {
@@ -87,22 +87,25 @@ impl Spool {
         self.file.write_all(piece)
     }
 
-    /// Checks every line, and leaves the good rows to be read.
+    /// Checks every line, and leaves the good rows and the bad lines to be read.
     pub fn check(&mut self) -> io::Result<Checked> {
-        let mut checked = Checked {
-            rows: 0,
-            bad: Vec::new(),
-            bad_count: 0,
-            content: KeyHash::new(self.content.digest128()),
-            repeated: HashSet::default(),
-        };
+        let content = KeyHash::new(self.content.digest128());
+        let (rows, unread) = self.check_lines()?;
+        let repeated = self.find_repeated(rows)?;
+        Ok(Checked { rows: rows - repeated, bad_count: unread + repeated, content })
+    }
+
+    /// Gives the numbers of rows and of lines that do not read.
+    fn check_lines(&mut self) -> io::Result<(u64, u64)> {
+        let mut bad = BadFile::create(self.next_bad())?;
+        let mut count = 0;
         self.file.seek(SeekFrom::Start(0))?;
         let mut lines = Lines { from: BufReader::new(&self.file), number: 0, line: Vec::new() };
         let mut rows = BufWriter::new(File::create(&self.rows)?);
         let header = lines.next()?.unwrap_or_default();
         if header.strip_prefix(b"\xef\xbb\xbf").unwrap_or(header) != HEADER {
-            checked.name(1, "the first line is not `member,points`");
-            return Ok(checked);
+            bad.name(1, "the first line is not `member,points`")?;
+            return Ok((0, bad.finish()?));
         }
         while let Some(line) = lines.next()? {
             if line.is_empty() {
@@ -112,23 +115,22 @@ impl Spool {
             let line = lines.number;
             match parsed {
                 Ok((member, points)) => {
-                    checked.rows += 1;
+                    count += 1;
                     rows.write_all(&Row { member, points, line }.to_bytes())?;
                 }
-                Err(message) => checked.name(line, message),
+                Err(message) => bad.name(line, &message)?,
             }
         }
         rows.flush()?;
-        drop(rows);
-        self.find_repeated(&mut checked)?;
-        checked.rows -= checked.repeated.len() as u64;
-        checked.bad.sort_by_key(|row| row.line);
-        Ok(checked)
+        Ok((count, bad.finish()?))
     }
 
-    fn find_repeated(&self, checked: &mut Checked) -> io::Result<()> {
-        let passes = checked.rows.div_ceil(PASS_LEN);
+    /// Gives the number of rows that repeat a member.
+    fn find_repeated(&mut self, rows: u64) -> io::Result<u64> {
+        let passes = rows.div_ceil(PASS_LEN);
+        let mut count = 0;
         for pass in 0..passes {
+            let mut bad = BadFile::create(self.next_bad())?;
             let mut first: HashMap<u64, u64, RandomState> = HashMap::default();
             for row in self.rows()? {
                 let row = row?;
@@ -137,15 +139,20 @@ impl Spool {
                     continue;
                 }
                 if let Some(line) = first.get(&member) {
-                    checked
-                        .name(row.line, format!("member {member} stands in line {line} already"));
-                    checked.repeated.insert(row.line);
+                    bad.name(row.line, &format!("member {member} stands in line {line} already"))?;
                 } else {
                     first.insert(member, row.line);
                 }
             }
+            count += bad.finish()?;
         }
-        Ok(())
+        Ok(count)
+    }
+
+    fn next_bad(&mut self) -> &Path {
+        let path = self.csv.with_extension(format!("{}.bad", self.bad.len()));
+        self.bad.push(path);
+        self.bad.last().expect("just pushed")
     }
 
     fn rows(&self) -> io::Result<Rows> {
@@ -153,12 +160,34 @@ impl Spool {
     }
 
     /// The rows that the check found good, in their order.
-    pub fn good_rows<'a>(
-        &self,
-        checked: &'a Checked,
-    ) -> io::Result<impl Iterator<Item = io::Result<Row>> + use<'a>> {
-        let is_good = |row: &Row| !checked.repeated.contains(&row.line);
-        Ok(self.rows()?.filter(move |row| row.as_ref().map_or(true, is_good)))
+    pub fn good_rows(&self) -> io::Result<impl Iterator<Item = io::Result<Row>> + use<>> {
+        let mut bad = self.bad_rows()?.peekable();
+        let is_bad = move |row: &Row| -> io::Result<bool> {
+            while let Some(next) =
+                bad.next_if(|next| next.as_ref().map_or(true, |b| b.line <= row.line))
+            {
+                if next?.line == row.line {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let mut is_bad = is_bad;
+        let keep = move |row: io::Result<Row>| match row.and_then(|row| Ok((is_bad(&row)?, row))) {
+            Ok((true, _)) => None,
+            Ok((false, row)) => Some(Ok(row)),
+            Err(error) => Some(Err(error)),
+        };
+        Ok(self.rows()?.filter_map(keep))
+    }
+
+    /// Every bad line, by its number.
+    pub fn bad_rows(&self) -> io::Result<BadRows> {
+        let open = |path: &PathBuf| {
+            let from = BufReader::new(File::open(path)?);
+            Ok(BadLines { from }.peekable())
+        };
+        Ok(BadRows { files: self.bad.iter().map(open).collect::<io::Result<_>>()? })
     }
 }
 
@@ -167,15 +196,78 @@ impl Drop for Spool {
         // What cannot be deleted now is deleted at the next start.
         let _ = fs::remove_file(&self.csv);
         let _ = fs::remove_file(&self.rows);
+        for bad in &self.bad {
+            let _ = fs::remove_file(bad);
+        }
     }
 }
 
-impl Checked {
-    fn name(&mut self, line: u64, message: impl Into<String>) {
-        self.bad_count += 1;
-        if self.bad.len() < NAMED_MAX {
-            self.bad.push(BadRow { line, message: message.into() });
+/// A file of bad lines: of each its number, its message's length, its message.
+struct BadFile {
+    to: BufWriter<File>,
+    count: u64,
+}
+
+impl BadFile {
+    fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self { to: BufWriter::new(File::create(path)?), count: 0 })
+    }
+    fn name(&mut self, line: u64, message: &str) -> io::Result<()> {
+        self.count += 1;
+        let length = u32::try_from(message.len()).expect("a message is a sentence");
+        self.to.write_all(&line.to_le_bytes())?;
+        self.to.write_all(&length.to_le_bytes())?;
+        self.to.write_all(message.as_bytes())
+    }
+    fn finish(mut self) -> io::Result<u64> {
+        self.to.flush()?;
+        Ok(self.count)
+    }
+}
+
+/// The lines of one such file.
+struct BadLines {
+    from: BufReader<File>,
+}
+
+impl BadLines {
+    fn read(&mut self) -> io::Result<BadRow> {
+        let (mut line, mut length) = ([0; 8], [0; 4]);
+        self.from.read_exact(&mut line)?;
+        self.from.read_exact(&mut length)?;
+        let mut message = vec![0; u32::from_le_bytes(length) as usize];
+        self.from.read_exact(&mut message)?;
+        let message = String::from_utf8(message).map_err(io::Error::other)?;
+        Ok(BadRow { line: u64::from_le_bytes(line), message })
+    }
+}
+
+impl Iterator for BadLines {
+    type Item = io::Result<BadRow>;
+
+    fn next(&mut self) -> Option<io::Result<BadRow>> {
+        match self.from.fill_buf() {
+            Ok([]) => None,
+            Ok(_) => Some(self.read()),
+            Err(error) => Some(Err(error)),
         }
+    }
+}
+
+/// All bad lines, merged by number. A file that cannot be read shows before all others.
+pub struct BadRows {
+    files: Vec<Peekable<BadLines>>,
+}
+
+impl Iterator for BadRows {
+    type Item = io::Result<BadRow>;
+
+    fn next(&mut self) -> Option<io::Result<BadRow>> {
+        let line = |file: &mut Peekable<BadLines>| {
+            file.peek().map(|row| row.as_ref().map_or(0, |row| row.line))
+        };
+        let heads = self.files.iter_mut().filter_map(|file| Some((line(file)?, file)));
+        heads.min_by_key(|(line, _)| *line)?.1.next()
     }
 }
 
@@ -286,17 +378,13 @@ mod tests {
             spool.write(piece).unwrap();
         }
         let checked = spool.check().unwrap();
-        let rows: Vec<_> = match spool.good_rows(&checked) {
-            Ok(rows) => {
-                rows.map(|r| r.map(|r| (r.member.get(), r.points.get())).unwrap()).collect()
-            }
-            Err(_) => Vec::new(),
-        };
-        assert_eq!(rows.len() as u64, checked.rows);
-        assert_eq!(checked.bad.len() as u64, checked.bad_count);
+        let rows: Vec<_> = spool.good_rows().unwrap().map(Result::unwrap).collect();
+        let bad: Vec<_> = spool.bad_rows().unwrap().map(Result::unwrap).collect();
+        assert_eq!((rows.len() as u64, bad.len() as u64), (checked.rows, checked.bad_count));
         drop(spool);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the files are gone");
-        (rows, checked.bad.into_iter().map(|bad| (bad.line, bad.message)).collect())
+        let rows = rows.into_iter().map(|row| (row.member.get(), row.points.get()));
+        (rows.collect(), bad.into_iter().map(|bad| (bad.line, bad.message)).collect())
     }
 
     #[test]
@@ -327,11 +415,35 @@ mod tests {
         assert_eq!(bad.last().unwrap().1, "member 1 stands in line 2 already");
     }
 
+    /// More than one pass, and more bad lines than anybody keeps in memory.
+    #[test]
+    fn bad_lines_of_several_passes_come_in_the_order_of_their_lines() {
+        let count = PASS_LEN * 2 + 10;
+        let mut csv = Vec::from(HEADER);
+        csv.push(b'\n');
+        for member in 0..count {
+            writeln!(csv, "{},1", if member % 20 == 7 { member - 3 } else { member }).unwrap();
+            if member % 25 == 0 {
+                csv.extend_from_slice(b"bad\n");
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = Spool::create(folder.path()).unwrap();
+        spool.write(&csv).unwrap();
+        let checked = spool.check().unwrap();
+        let lines: Vec<_> = spool.bad_rows().unwrap().map(|row| row.unwrap().line).collect();
+        assert!(lines.is_sorted() && lines.len() as u64 == checked.bad_count);
+        assert_eq!(checked.bad_count, count.div_ceil(25) + (count + 12) / 20);
+        let good: Vec<_> = spool.good_rows().unwrap().map(|row| row.unwrap().member).collect();
+        assert_eq!(good.len() as u64, checked.rows);
+        assert!(good.is_sorted(), "each member once, in the file's order");
+    }
+
     #[test]
     fn a_file_without_the_header_line_is_bad_as_a_whole() {
         for csv in [&b""[..], b"1,10\n", b"points,member\n1,2\n", b"member;points\n1;2\n"] {
             let (rows, bad) = check(csv);
-            assert_eq!((rows.len(), bad.len(), bad[0].0), (0, 1, 1));
+            assert_eq!((rows.len(), bad.len(), bad[0].0), (0, 1, 1), "{csv:?}");
         }
     }
 }

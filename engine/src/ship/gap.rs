@@ -84,13 +84,14 @@ impl fmt::Display for Alarm {
             Self::TailLost { watermark: w, incarnation, seq } => write!(
                 f,
                 "incarnation {incarnation} begins at {seq}, at or below the watermark {} of \
-                 incarnation {}: the journal lost records that are stored here",
+                 incarnation {}: the journal lost records that are stored here; stop the node and \
+                 start it on the newest copy of its data folder",
                 w.seq, w.incarnation
             ),
             Self::OldCopy { watermark: w, incarnation, seq } => write!(
                 f,
                 "incarnation {incarnation} writes {seq}, where incarnation {} had written from {} \
-                 to {}: an old copy of the data folder is running",
+                 to {}: an old copy of the data folder is running; stop it and start the newest",
                 w.incarnation, w.since, w.seq
             ),
             Self::RecordsGone { watermark: w, first_kept } => write!(

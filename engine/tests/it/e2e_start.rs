@@ -7,7 +7,10 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use onrush::persist::sqlite::path_of;
+use onrush::ship::partition::DatabaseShard;
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::e2e::{Site, now, onrush, run, turn, wait_until};
 use crate::e2e_burst::{Book, ITEMS, MEMBERS, POINTS, SALE, burst};
@@ -78,6 +81,57 @@ fn a_second_node_on_the_same_folder_is_refused() {
     assert_eq!(code, Some(2), "{err}");
     assert!(node.stop().success());
     site.audit();
+}
+
+/// The journal and its snapshots as they were earlier, with the database shards of today.
+#[test]
+fn an_old_copy_of_the_journal_is_refused_by_what_the_database_shards_have() {
+    let _turn = turn();
+    let site = Site::new();
+    let node = site.start();
+    node.import_members(1, 100, 1_000);
+    assert!(node.stop().success());
+    let parts = ["journal", "snapshots"];
+    for part in parts {
+        copy_dir(&site.data().join(part), &site.path(part));
+    }
+    let restore = |from: &dyn Fn(&str) -> std::path::PathBuf, to: &dyn Fn(&str) -> _| {
+        for part in parts {
+            let to: std::path::PathBuf = to(part);
+            let _ = fs::remove_dir_all(&to);
+            copy_dir(&from(part), &to);
+        }
+    };
+
+    // Opened once more, and not written to: the next opening of the copy would have its number.
+    let node = site.start();
+    wait_until("a mark of the second opening is stored", Duration::from_secs(30), || {
+        let path = path_of(&site.data().join("db"), DatabaseShard::new(0));
+        let database = rusqlite::Connection::open(path).expect("there");
+        let sql = "SELECT max(incarnation) FROM watermarks";
+        node.admin().post_keyed("c", "/v1/members/1/points", &json!({"credit": 1})).expect(200);
+        database.query_row(sql, [], |row| row.get::<_, u32>(0)).expect("readable") > 1
+    });
+    assert!(node.stop().success());
+    restore(&|part| site.data().join(part), &|part| site.path(&format!("new-{part}")));
+    restore(&|part| site.path(part), &|part| site.data().join(part));
+    refuses(&mut site.serve(), &["database shard", "old copy"]);
+    let (code, out, _) = run(onrush().arg("audit").arg("--data").arg(site.data()));
+    assert_eq!(code, Some(1), "{out}");
+
+    // The newest copy starts, and nothing was changed by the refusal.
+    restore(&|part| site.path(&format!("new-{part}")), &|part| site.data().join(part));
+    let node = site.start();
+    assert_eq!(node.points(1), [1_001, 0]);
+    assert!(node.stop().success());
+    site.audit();
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).expect("writable");
+    for entry in fs::read_dir(from).expect("readable").map(|entry| entry.expect("readable")) {
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+    }
 }
 
 #[test]

@@ -381,6 +381,15 @@ fn imports(run: &Run) {
     assert_eq!(counts(&skipped), [1, 1, 0, 2]);
     assert_eq!(run.ok(Admin, &Ask::get("/v1/members/102")).json()["free"], 5);
     run.expect(Admin, &import("?skip=1", good), 400, "malformed");
+    // However many bad lines there are, each is named.
+    let many = (0..250_000).fold(String::from("member,points\n103,1\n"), |csv, _| csv + "x\n");
+    for (query, status) in [("", 400), ("?skip_bad_rows=true", 200)] {
+        let answer = run.send(Admin, &import(query, &many));
+        assert_eq!(answer.status, status);
+        let body = answer.json();
+        let lines = body["errors"].as_array().unwrap().iter().map(|e| e["line"].as_u64().unwrap());
+        assert!(lines.eq(3..250_003), "every line, in order");
+    }
     let ask = Ask::post("/v1/members:import").json("{}");
     let answer = run.send(Admin, &ask);
     assert_eq!((answer.status, answer.code()), (415, "media-type-unsupported".into()));

@@ -327,7 +327,7 @@ impl<F: FrameSource> Driver<F> {
                 let action = self.shipper.on_asked(partition, to, now_ms);
                 if action.is_some() {
                     let (database_shard, partition) = (shard.get(), partition.get());
-                    tracing::warn!(database_shard, partition, %to, "a gap was noticed: sending again");
+                    tracing::warn!(database_shard, partition, %to, "a gap: sending again");
                     self.status.rewinds.fetch_add(1, Ordering::Relaxed);
                 }
                 actions.extend(action);
@@ -486,7 +486,7 @@ impl<F: FrameSource> Driver<F> {
             let partitions: Vec<_> = missing.iter().map(|p| p.get()).collect();
             tracing::error!(
                 ?partitions, %wanted, %first_kept,
-                "the journal no longer has what a database shard lacks: restore a newer backup of it"
+                "the journal no longer has what a database shard lacks: restore a newer backup"
             );
             self.status.set_error(Some(error.to_string()));
         } else {
