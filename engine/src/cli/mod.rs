@@ -46,8 +46,8 @@ enum Command {
     Serve(ServeArgs),
     /// Write the database shards from Kafka, as one of any number of processes
     #[command(
-        after_help = "With log.kind = \"kafka\". All processes with the same log.kafka.group share the
-partitions; one that ends, or dies, is replaced by the others within seconds.
+        after_help = "With log.kind = \"kafka\". All processes with the same log.kafka.group share
+the partitions; one that ends, or dies, is replaced by the others within seconds.
 
 Examples:
   onrush persist --config config/onrush.toml

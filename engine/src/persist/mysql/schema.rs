@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn a_file_is_cut_into_its_statements() {
-        let sql = "-- about\nCREATE TABLE a (\n  -- a column\n  b INT\n);\n\nCREATE VIEW v AS\nSELECT ';x';\n";
+        let sql = "-- about\nCREATE TABLE a (\n  -- a column\n  b INT\n);\n\n\
+                   CREATE VIEW v AS\nSELECT ';x';\n";
         let expected = ["CREATE TABLE a (\n  b INT\n)", "CREATE VIEW v AS\nSELECT ';x'"];
         assert_eq!(statements(sql), expected);
         assert_eq!(statements(MIGRATIONS[0].1).len(), 16);
