@@ -8,7 +8,7 @@ use onrush::kernel::catalog::{ItemRule, SalePhase, SaleRule};
 use onrush::kernel::command::{Command, Outcome};
 use onrush::kernel::effects::Effects;
 use onrush::kernel::slot::SlotState;
-use onrush::kernel::state::{KernelLimits, ShardState};
+use onrush::kernel::state::{KernelLimits, PREFETCH_GROUP, ShardState};
 use onrush::stock::line::StockLines;
 use onrush::units::{
     ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, SLOT_COUNT, SaleIndex,
@@ -17,8 +17,6 @@ use onrush::units::{
 
 /// Commands that a shard takes from its inbox at once.
 pub const BATCH_LEN: usize = 256;
-/// How many commands ahead a member's line is asked for.
-const AHEAD: usize = 12;
 /// Items per sale.
 const SALE_LEN: usize = 100;
 /// Of a hundred items, the last have no stock.
@@ -160,21 +158,12 @@ impl Bench {
         for batch in commands.chunks(BATCH_LEN) {
             self.now += 1;
             let now = NodeTime::new(self.now);
-            for command in batch.iter().take(2 * AHEAD) {
-                self.shard.prefetch_slot(member_of(command));
-            }
-            for command in batch.iter().take(AHEAD) {
-                self.shard.prefetch_line(member_of(command));
-            }
-            for (place, command) in batch.iter().enumerate() {
-                if let Some(next) = batch.get(place + 2 * AHEAD) {
-                    self.shard.prefetch_slot(member_of(next));
+            for (group, at) in batch.chunks(PREFETCH_GROUP).zip((0..).step_by(PREFETCH_GROUP)) {
+                self.shard.prefetch_ahead(batch, at, |command| Some(member_of(command)));
+                for command in group {
+                    let outcome = self.shard.decide(now, command, &self.stock, &mut self.effects);
+                    tally.count(&outcome);
                 }
-                if let Some(next) = batch.get(place + AHEAD) {
-                    self.shard.prefetch_line(member_of(next));
-                }
-                let outcome = self.shard.decide(now, command, &self.stock, &mut self.effects);
-                tally.count(&outcome);
             }
             self.crc ^= crc32c::crc32c(&self.effects.records);
             self.effects.clear();

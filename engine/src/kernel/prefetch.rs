@@ -5,10 +5,21 @@
 
 #![allow(unsafe_code, reason = "the prefetch instruction has no safe form in the standard library")]
 
+/// Bytes of a cache line.
+const LINE_LEN: usize = 64;
+
+/// Asks for `count` cache lines from `at` on.
+#[inline]
+pub(super) fn prefetch_lines<T>(at: *const T, count: usize) {
+    for line in 0..count {
+        prefetch(at.cast::<u8>().wrapping_add(LINE_LEN * line));
+    }
+}
+
 /// Asks for the cache line at `at`. Never reads or writes, whatever the address.
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "a call would cost more than the instruction")]
-pub(super) fn prefetch<T>(at: *const T) {
+fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: PREFETCHT0 is a hint: it does not fault on any address and changes no memory, and
     // SSE is part of every x86_64 processor.

@@ -10,7 +10,7 @@ use hashbrown::{HashMap, HashTable};
 
 use super::command::RedemptionState;
 use super::member::Line;
-use super::prefetch::prefetch;
+use super::prefetch::prefetch_lines;
 use crate::units::{ItemIndex, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId, Slot};
 
 /// Redemptions per chunk: what is written stays where it is, so growth copies nothing.
@@ -136,7 +136,10 @@ impl Redemption {
 }
 
 /// The redemptions of a slot, sorted by slot sequence number.
+///
+/// What every new one touches stands first.
 #[derive(Default)]
+#[repr(C)]
 pub(super) struct Redemptions {
     /// The newest ones, fewer than a chunk; room for a whole one.
     tail: Vec<Redemption>,
@@ -176,8 +179,7 @@ impl Redemptions {
     #[inline]
     pub fn prefetch_tail(&self) {
         let next = self.tail.as_ptr().wrapping_add(self.tail.len());
-        prefetch(next);
-        prefetch(next.cast::<u8>().wrapping_add(64));
+        prefetch_lines(next, 2);
     }
 
     /// Where the redemption with this slot sequence number stands.

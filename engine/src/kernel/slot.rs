@@ -90,13 +90,13 @@ pub(super) struct AdminEntry {
 #[repr(C, align(64))]
 pub struct SlotState {
     pub(super) members: MemberTable,
+    pub(super) slot: Slot,
     /// Redemptions begun so far.
     pub(super) begun: u64,
     pub(super) record_count: u64,
     pub(super) record_checksum: u64,
-    pub(super) redemptions: Redemptions,
-    pub(super) slot: Slot,
     pub(super) sums: LedgerSums,
+    pub(super) redemptions: Redemptions,
     /// Sales whose keys were dropped here, sorted.
     pub(super) dropped_sales: Vec<SaleIndex>,
     /// Limit counters that their members' lines had no room for.

@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 
 use super::catalog::{Catalog, SalePhase};
 use super::effects::Effects;
-use super::prefetch::prefetch;
+use super::prefetch::prefetch_lines;
 use super::record::KeysDropped;
 use super::slot::{ItemCounts, SlotState};
 use crate::units::{
@@ -29,7 +29,12 @@ impl Default for KernelLimits {
 }
 
 /// Lines of memory at the head of a slot's state that every redemption touches.
-const HOT_LINES: usize = 6;
+const HOT_LINES: usize = 4;
+/// Commands whose memory is asked for together. One member's line is one page of a table far
+/// larger than what the processor's page tables cover: asked for one at a time, between two
+/// decisions, each waits for its own walk through the page tables; asked for in a row, the walks
+/// overlap (measured: 440 ns a decision at 10 M members, against 270).
+pub const PREFETCH_GROUP: usize = 32;
 
 /// When a hold ends, its slot, and its slot sequence number.
 pub(super) type Expiry = Reverse<(NodeTime, Slot, u64)>;
@@ -111,27 +116,31 @@ impl ShardState {
         &self.counts
     }
 
-    /// First hint for a command on its way: the head of the member's slot.
+    /// Asks for the memory that commands of a batch will need, ahead of the group that begins at
+    /// `at`: the members' lines of the next group, and the slots' heads of the one behind it.
+    /// To be called before each group of [`PREFETCH_GROUP`], from the first on.
     #[inline]
-    pub fn prefetch_slot(&self, member: MemberId) {
-        if let Some(slot) = &self.slots[Slot::of(member).index()] {
-            let head: *const SlotState = &raw const **slot;
-            for line in 0..HOT_LINES {
-                prefetch(head.cast::<u8>().wrapping_add(64 * line));
-            }
+    pub fn prefetch_ahead<T>(
+        &self,
+        batch: &[T],
+        at: usize,
+        member_of: impl Fn(&T) -> Option<MemberId>,
+    ) {
+        let slots = |from: usize| {
+            let group = batch.iter().skip(from).take(PREFETCH_GROUP).filter_map(&member_of);
+            group.filter_map(|member| {
+                Some((self.slots[Slot::of(member).index()].as_deref()?, member))
+            })
+        };
+        let heads = |from| slots(from).for_each(|(slot, _)| prefetch_lines(slot, HOT_LINES));
+        let lines = |from| slots(from).for_each(|(slot, member)| slot.prefetch(member));
+        if at == 0 {
+            heads(0);
+            heads(PREFETCH_GROUP);
+            lines(0);
         }
-    }
-    /// Second hint, some commands later: the member's line.
-    #[inline]
-    pub fn prefetch_line(&self, member: MemberId) {
-        if let Some(slot) = &self.slots[Slot::of(member).index()] {
-            slot.prefetch(member);
-        }
-    }
-    /// Both hints at once: waits for the head of the slot.
-    #[inline]
-    pub fn prefetch(&self, member: MemberId) {
-        self.prefetch_line(member);
+        heads(at + 2 * PREFETCH_GROUP);
+        lines(at + PREFETCH_GROUP);
     }
 
     /// When the next hold may end. It may have ended otherwise by then.

@@ -22,7 +22,7 @@ use crate::journal::ring::Producer;
 use crate::kernel::command::{Command, Outcome};
 use crate::kernel::effects::Effects;
 use crate::kernel::record::{CONTROL, ChangeSeen, SaleChange};
-use crate::kernel::state::ShardState;
+use crate::kernel::state::{PREFETCH_GROUP, ShardState};
 use crate::stock::gauges::UnitGauges;
 use crate::stock::line::StockLines;
 use crate::units::{NodeTime, SaleIndex, Slot};
@@ -33,8 +33,6 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 const RING_FULL_PAUSE: Duration = Duration::from_micros(200);
 /// How soon a shard without requests looks whether its walk may go on.
 const WALK_PAUSE: Duration = Duration::from_millis(1);
-/// Requests between a member's line being asked for and used; its slot's head, twice as many.
-const PREFETCH_DISTANCE: usize = 12;
 /// Bytes that one command may leave in the ring; admin notes make the longest records.
 const RECORD_BYTES_MAX: usize = 2048;
 /// Holds expired between two batches.
@@ -181,39 +179,22 @@ impl Shard {
             return true;
         }
         let requests = std::mem::take(&mut self.requests);
-        for request in requests.iter().take(2 * PREFETCH_DISTANCE) {
-            self.prefetch_slot(&request.command);
-        }
-        for request in requests.iter().take(PREFETCH_DISTANCE) {
-            self.prefetch_line(&request.command);
-        }
         let now = self.parts.clock.now();
-        for (at, request) in requests.iter().enumerate() {
-            if let Some(ahead) = requests.get(at + 2 * PREFETCH_DISTANCE) {
-                self.prefetch_slot(&ahead.command);
+        let member_of = |request: &Request| match request.command {
+            Command::Redeem { member, .. } => Some(member),
+            _ => None,
+        };
+        for (group, at) in requests.chunks(PREFETCH_GROUP).zip((0..).step_by(PREFETCH_GROUP)) {
+            self.parts.state.prefetch_ahead(&requests, at, member_of);
+            for request in group {
+                self.decide(now, request);
             }
-            if let Some(ahead) = requests.get(at + PREFETCH_DISTANCE) {
-                self.prefetch_line(&ahead.command);
-            }
-            self.decide(now, request);
         }
         self.requests = requests;
         self.requests.clear();
         self.wake_ports();
         self.publish_gauges_now_and_then();
         false
-    }
-
-    fn prefetch_slot(&self, command: &Command) {
-        if let Command::Redeem { member, .. } = command {
-            self.parts.state.prefetch_slot(*member);
-        }
-    }
-
-    fn prefetch_line(&self, command: &Command) {
-        if let Command::Redeem { member, .. } = command {
-            self.parts.state.prefetch_line(*member);
-        }
     }
 
     fn decide(&mut self, now: NodeTime, request: &Request) {

@@ -109,7 +109,7 @@ fn hash(change: &AdminChange) -> u64 {
     }
     let numbers = [
         change.member.map(|id| u128::from(id.get())),
-        change.redemption.map(|id| id.get()),
+        change.redemption.map(crate::units::RedemptionId::get),
         change.sale.map(|sale| u128::from(sale.get())),
         change.item.map(|item| u128::from(item.get())),
         change.amount.map(|amount| u128::from(amount.cast_unsigned())),
