@@ -90,7 +90,7 @@ impl Node {
         // Replies in flight are handed over as the journal ends; the admin side answers last.
         is_clean &= self.persist.is_none_or(|persist| persist.stop(Some(deadline / 4)));
         if let Some(shipping) = self.shipping {
-            shipping.stop(deadline / 4);
+            shipping.stop(self.journal.durable().get(), deadline / 4);
         }
         is_clean &= self.door.stop(deadline / 4);
         let durable = Arc::clone(self.journal.durable());

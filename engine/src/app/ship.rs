@@ -13,27 +13,34 @@ use crate::clock::{Clock, NodeClock, RealClock};
 use crate::config::{Config, KafkaConfig, LogKind};
 use crate::journal::disk::RealDisk;
 use crate::journal::open::{self, JournalHandle};
+use crate::kernel::slot::ItemCounts;
 use crate::persist::driver::Persist;
 use crate::persist::lazy::{LazyStore, OpenStore};
 use crate::persist::status::PersistStatus;
 use crate::persist::stores;
 use crate::persist::watch::Watch;
 use crate::persist::writer::{ShardWriter, WriterSettings};
+use crate::shard::recover::Recovered;
 use crate::ship::kafka::driver::{self, Ship};
+use crate::ship::kafka::events::{KnownItem, Teller};
 use crate::ship::kafka::pump::{self, Pump};
+use crate::ship::kafka::teller::{self, RestartPoint, Telling};
 use crate::ship::kafka::topic::Topics;
 use crate::ship::partition::Layout;
 use crate::ship::source::JournalFrames;
-use crate::units::Incarnation;
+use crate::units::{Incarnation, Seq};
 
 /// How long a start waits for Kafka's word on its topics.
 const CHECK_WITHIN: Duration = Duration::from_secs(3);
+/// In the data folder: where telling events goes on.
+const RESTART_POINT: &str = "events.json";
 /// Answers of the database shards that wait for a busy shipper.
 const STANDINGS_MAX: usize = 64;
 
 /// The parts of a node that ships to Kafka.
 pub(super) struct Shipping {
     ship: Ship,
+    telling: Option<Telling>,
     watch: Watch,
     consumer: Option<Consuming>,
 }
@@ -45,10 +52,18 @@ struct Consuming {
 }
 
 impl Shipping {
+    /// How far the events are told; the journal keeps what is behind it.
+    pub fn told_through(&self) -> Option<Arc<dyn Fn() -> Seq + Send + Sync>> {
+        self.telling.as_ref().map(Telling::through)
+    }
+
     /// Ships what is durable, up to the deadline; what is left is shipped after the next start.
-    pub fn stop(self, deadline: Duration) {
-        if !self.ship.stop(deadline) {
+    pub fn stop(self, durable: Seq, deadline: Duration) {
+        if !self.ship.stop(deadline / 2) {
             tracing::warn!("not everything is in Kafka: the next start ships the rest");
+        }
+        if let Some(telling) = self.telling {
+            telling.stop(durable, deadline / 2);
         }
         self.watch.stop();
         if let Some(consumer) = self.consumer {
@@ -123,10 +138,38 @@ pub(super) fn check_topics(config: &KafkaConfig) -> Result<(), StartError> {
     }
 }
 
-/// Starts shipping a running journal, and consuming where this process persists too.
+/// What the events thread must know of a recovered node, where it begins there: sales, items, and
+/// how their units stand.
+pub(super) fn teller(recovered: &Recovered) -> Teller {
+    let items = recovered.control.items();
+    let mut counts = vec![ItemCounts::default(); items.len()];
+    for slot in &recovered.slots {
+        for (item, of_slot) in slot.item_counts() {
+            counts[item.get() as usize].add(&of_slot);
+        }
+    }
+    let mut teller = Teller::default();
+    for sale in recovered.control.sales() {
+        let first = sale.first_item.get() as usize;
+        let definition = sale.sale.definition();
+        let known = definition.items.iter().zip(first..).map(|(named, index)| KnownItem {
+            sku: named.sku.clone(),
+            total: items[index].total,
+            granted: items[index].granted,
+            returned: items[index].returned,
+            taken: counts[index].sum(),
+        });
+        teller.know_sale(&definition.id, sale.first_item, known.collect());
+    }
+    teller
+}
+
+/// Starts shipping a running journal, and consuming where this process persists too. `recovered`:
+/// where the events begin that were never told before.
 pub(super) fn start(
     config: &Config,
     data: &Path,
+    recovered: (Seq, Teller),
     journal: &JournalHandle<RealDisk>,
     clock: &Arc<NodeClock>,
     incarnation: Incarnation,
@@ -138,19 +181,42 @@ pub(super) fn start(
     let disk = RealDisk::open_read_only(&open::journal_dir(data))
         .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
     let (id, durable) = (journal.journal(), Arc::clone(journal.durable()));
-    let source = JournalFrames::new(disk, id, incarnation, durable, Arc::clone(clock));
+    let source = || {
+        let (disk, durable) = (disk.clone(), Arc::clone(&durable));
+        JournalFrames::new(disk, id, incarnation, durable, Arc::clone(clock))
+    };
     let kafka = config.log.kafka.clone();
     let real = Arc::clone(clock.clock());
-    let ship = driver::start(kafka, status.layout(), source, standings, Arc::clone(&real))?;
+    let ship = driver::start(kafka, status.layout(), source(), standings, Arc::clone(&real))?;
     let stores = status.layout().shards().map(|s| LazyStore::new(s, Arc::clone(&open_store)));
     let watch = Watch::start(stores.collect(), id, Arc::clone(status), standings_in)
         .map_err(|error| StartError::Io { what: "cannot start a thread", error })?;
+    let path = data.join(RESTART_POINT);
+    let telling = if config.log.kafka.events_topic.is_empty() {
+        // Switched on again, telling begins there, and not where it was switched off.
+        let _ = std::fs::remove_file(&path);
+        None
+    } else {
+        let (seq, teller) = recovered;
+        let point = RestartPoint::read(&path, id).map_or_else(
+            || {
+                // Written before anything is sold: a crash must not lose the first events.
+                let point = RestartPoint::new(id, seq, teller);
+                point.write(&path).map(|()| point)
+            },
+            Ok,
+        );
+        let point =
+            point.map_err(|error| StartError::Data { path: path.display().to_string(), error })?;
+        let kafka = config.log.kafka.clone();
+        Some(teller::start(kafka, source(), point, path, Arc::clone(&real))?)
+    };
     let consumer = if config.persist.run {
         Some(Consuming::start(config, &open_store, status, &real)?)
     } else {
         None
     };
-    Ok(Shipping { ship, watch, consumer })
+    Ok(Shipping { ship, telling, watch, consumer })
 }
 
 /// A database that is down is waited for; one that is another's is refused at once.

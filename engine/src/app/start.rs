@@ -142,6 +142,7 @@ impl Node {
         let sales = fill_catalog(&catalog, &recovered);
         let authority = fill_stock(&stock, &recovered);
         let dropped = dropped_sales(&recovered);
+        let told = (opened.last_seq(), ship::teller(&recovered));
         let (control_handle, control_queue) = control::queue();
 
         // The journal's thread: frames, then completions.
@@ -191,7 +192,8 @@ impl Node {
         let status = Arc::new(PersistStatus::new(ship::layout(&config)));
         let (mut persist, mut shipping) = (None, None);
         if config.log.kind == LogKind::Kafka {
-            shipping = Some(ship::start(&config, data, &journal, &clock, incarnation, &status)?);
+            shipping =
+                Some(ship::start(&config, data, told, &journal, &clock, incarnation, &status)?);
         } else if config.persist.run {
             persist = Some(start_persist(&config, data, &journal, &clock, incarnation, &status)?);
         }
@@ -243,7 +245,12 @@ impl Node {
         ));
         figures.attach(&journal, config.journal.max_bytes, &status, &gauges, &taken_at, &clock);
         let (stop_housekeeping, housekeeping_stopped) = bounded::<()>(1);
-        let watch = Housekeeping { core: Arc::clone(&core), journal: Arc::clone(&journal), status };
+        let watch = Housekeeping {
+            core: Arc::clone(&core),
+            journal: Arc::clone(&journal),
+            status,
+            told_through: shipping.as_ref().and_then(Shipping::told_through),
+        };
         watch.look();
         let housekeeping = spawn("housekeeping".into(), move || {
             while housekeeping_stopped.recv_timeout(HOUSEKEEPING_EVERY)
@@ -286,11 +293,15 @@ struct Housekeeping {
     core: Arc<Core>,
     journal: Arc<JournalHandle<RealDisk>>,
     status: Arc<PersistStatus>,
+    /// How far the events are told, where there are any.
+    told_through: Option<Arc<dyn Fn() -> Seq + Send + Sync>>,
 }
 
 impl Housekeeping {
     fn look(&self) {
-        self.journal.cover_by_store(self.status.persisted_through());
+        let stored = self.status.persisted_through();
+        let told = self.told_through.as_ref().map_or(stored, |through| through());
+        self.journal.cover_by_store(stored.min(told));
         self.core.gate.set(match self.journal.disk_state() {
             DiskState::Normal => Admission::All,
             DiskState::SalesPaused => Admission::NoNewRedemptions,

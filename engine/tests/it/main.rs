@@ -25,3 +25,4 @@ mod journal_crash;
 mod kernel_model;
 mod persist_crash;
 mod settings;
+mod stack_kafka;

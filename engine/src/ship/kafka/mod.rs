@@ -13,8 +13,10 @@
 pub mod client;
 pub mod consume;
 pub mod driver;
+pub mod events;
 pub mod message;
 pub mod pump;
 pub mod read;
 pub mod shipper;
+pub mod teller;
 pub mod topic;

@@ -1,0 +1,252 @@
+//! Brokers, nodes and persist processes that die, topics that lose what stood in them; and nothing
+//! is lost, doubled or out of order in the database shards.
+
+use std::time::Duration;
+
+use onrush::ship::partition::{PARTITION_COUNT, Partition};
+use onrush::units::{MemberId, Slot};
+use rdkafka::{Offset, TopicPartitionList};
+use rustix::process::Signal;
+
+use super::{PATIENCE, Shop, Stack, admin_options, block_on, broker, lag, wait_stored};
+use crate::e2e::{Node, Random, turn, wait_until};
+use crate::e2e_burst::{Book, ITEMS, MEMBERS, POINTS, SALE, burst};
+use crate::e2e_client::Wish;
+
+const PARTITIONS: i32 = PARTITION_COUNT as i32;
+
+#[track_caller]
+fn open(node: &Node) {
+    node.import_members(1, MEMBERS, POINTS);
+    node.open_sale(SALE, 600_000, ITEMS);
+}
+
+/// Sells so many units, one after the other, to members in turn.
+#[track_caller]
+fn sell(node: &Node, tag: &str, count: u64) {
+    let mut client = node.client();
+    for number in 0..count {
+        let wish = Wish::new(1 + number % MEMBERS, format!("{tag}-{number}"), SALE, "plenty");
+        client.redeem(&wish).expect(201);
+    }
+}
+
+/// The node, its journal and the database shards agree, and nothing is missing there.
+#[track_caller]
+fn conclude(shop: &Shop, node: Node) {
+    wait_stored(&node);
+    node.audit();
+    assert!(node.stop().success());
+    shop.site.audit();
+}
+
+fn wait_shipped(stack: &Stack, shop: &Shop, records: i64) {
+    wait_until("the records are in Kafka", PATIENCE, || {
+        stack.end_of(&shop.topic, PARTITIONS) >= records
+    });
+}
+
+#[test]
+fn kill_9_of_broker_node_and_persist_processes_under_load_loses_and_doubles_nothing() {
+    let _turn = turn();
+    let stack = broker();
+    let shop = Shop::open(stack);
+    let mut random = Random::new("kafka faults");
+    let mut node = shop.site.start();
+    open(&node);
+    let (mut first, _second) = (shop.persist("persist-1.log"), shop.persist("persist-2.log"));
+    let mut book = Book::default();
+    for round in 0..2 {
+        let load = burst(node.public, random.next(), &format!("broker-{round}"));
+        std::thread::sleep(Duration::from_millis(500));
+        stack.order("kill", "kafka-1");
+        std::thread::sleep(Duration::from_secs(1));
+        stack.order("start", "kafka-1");
+        first.kill();
+        first = shop.persist("persist-1.log");
+        let begun = load.finish();
+        assert!(begun.iter().any(|a| a.reply.is_some()), "the sale went on");
+        book.reconcile(&node, begun, &mut random);
+
+        let load = burst(node.public, random.next(), &format!("node-{round}"));
+        std::thread::sleep(Duration::from_millis(700));
+        node.kill();
+        let begun = load.finish();
+        node = shop.site.start();
+        book.reconcile(&node, begun, &mut random);
+    }
+    println!("{}", book.summary());
+    book.compare(&node);
+    conclude(&shop, node);
+}
+
+#[test]
+fn what_the_topic_lost_is_noticed_asked_for_and_sent_again() {
+    let _turn = turn();
+    let stack = broker();
+    let mut shop = Shop::open(stack);
+    shop.site.set_env("RUST_LOG", "info");
+    let node = shop.site.start();
+    open(&node);
+    sell(&node, "lost", 800);
+    wait_shipped(stack, &shop, 1_200);
+    // Nobody has read any of it yet.
+    let mut list = TopicPartitionList::new();
+    for partition in [3, 17, 32] {
+        list.add_partition_offset(&shop.topic, partition, Offset::End).unwrap();
+    }
+    let answer = block_on(stack.admin().delete_records(&list, &admin_options())).unwrap();
+    answer.elements().iter().for_each(|e| e.error().unwrap());
+    sell(&node, "after", 400);
+    let _persist = shop.persist("persist.log");
+    wait_stored(&node);
+    assert!(node.log_tail().contains("a gap was noticed"), "{}", node.log_tail());
+    conclude(&shop, node);
+}
+
+#[test]
+fn a_topic_that_was_made_anew_under_a_running_node_is_filled_again() {
+    let _turn = turn();
+    let stack = broker();
+    let shop = Shop::open(stack);
+    let node = shop.site.start();
+    open(&node);
+    let _persist = shop.persist("persist.log");
+    sell(&node, "before", 600);
+    wait_stored(&node);
+    sell(&node, "between", 300);
+    let deleted = block_on(stack.admin().delete_topics(&[&shop.topic], &admin_options())).unwrap();
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    sell(&node, "without", 300);
+    wait_until("the topic can be made again", PATIENCE, || shop.kafka("init").0 == Some(0));
+    sell(&node, "after", 300);
+    conclude(&shop, node);
+}
+
+#[test]
+fn records_that_are_shipped_again_and_again_are_stored_once() {
+    let _turn = turn();
+    let stack = broker();
+    let mut shop = Shop::open(stack);
+    let mut node = shop.site.start();
+    open(&node);
+    sell(&node, "once", 500);
+    for life in 1..=3 {
+        wait_shipped(stack, &shop, life * 900);
+        node.kill();
+        // Nothing is stored yet, so each life ships everything from the beginning.
+        node = shop.site.start();
+    }
+    node.kill();
+    // The last one persists too.
+    shop.site.set("persist.run", "true");
+    let node = shop.site.start();
+    conclude(&shop, node);
+}
+
+#[test]
+fn a_zombie_that_wakes_after_its_partitions_were_taken_over_changes_nothing() {
+    let _turn = turn();
+    let stack = broker();
+    let shop = Shop::open(stack);
+    let node = shop.site.start();
+    open(&node);
+    let zombie = shop.persist("zombie.log");
+    wait_stored(&node);
+    let mut random = Random::new("zombie");
+    let load = burst(node.public, random.next(), "zombie");
+    wait_until("it is at work", PATIENCE, || lag(&node).is_some_and(|l| l > 0));
+    zombie.signal(Signal::STOP);
+    let heir = shop.persist("heir.log");
+    wait_until("the heir has taken over", PATIENCE, || heir.log().contains("\"count\":33"));
+    let begun = load.finish();
+    wait_stored(&node);
+    zombie.signal(Signal::CONT);
+    sell(&node, "awake", 500);
+    let mut book = Book::default();
+    book.reconcile(&node, begun, &mut random);
+    book.compare(&node);
+    conclude(&shop, node);
+}
+
+#[test]
+fn without_kafka_the_sale_goes_on_to_the_disks_bound_and_drains_afterwards() {
+    let _turn = turn();
+    let stack = broker();
+    let mut shop = Shop::open(stack);
+    shop.site.set("journal.max_bytes", "33554432");
+    shop.site.set("journal.keep_ms", "100");
+    let node = shop.site.start();
+    open(&node);
+    let _persist = shop.persist("persist.log");
+    wait_stored(&node);
+    stack.order("kill", "kafka-1");
+    let mut random = Random::new("no kafka");
+    let load = burst(node.public, random.next(), "no-kafka");
+    let full = |node: &Node| {
+        let wish = Wish::new(1, "probe", SALE, "plenty");
+        node.client().redeem(&wish).code() == "journal-full"
+    };
+    wait_until("the disk's bound is met", PATIENCE, || full(&node));
+    let begun = load.finish();
+    let sold = begun.iter().filter(|a| a.reply.as_ref().is_some_and(|r| r.status == 201)).count();
+    assert!(sold > 1_000, "the sale went on without Kafka: {sold}");
+    assert!(node.resident_bytes() < 700 << 20, "{} bytes", node.resident_bytes());
+    stack.order("start", "kafka-1");
+    wait_until("the journal has room again", PATIENCE, || {
+        let wish = Wish::new(2, "again", SALE, "plenty");
+        node.client().redeem(&wish).status == 201
+    });
+    let mut book = Book::default();
+    book.reconcile(&node, begun, &mut random);
+    conclude(&shop, node);
+}
+
+#[test]
+fn an_idle_partition_does_not_keep_segments_alive() {
+    let _turn = turn();
+    let stack = broker();
+    let mut shop = Shop::open(stack);
+    shop.site.set("journal.keep_ms", "100");
+    let node = shop.site.start();
+    let _persist = shop.persist("persist.log");
+    // Members of one partition alone.
+    let in_zero = |m: &u64| Partition::of(Slot::of(MemberId::new(*m))) == Partition::new(0);
+    let mut members = (1..).filter(in_zero);
+    let first_segment = || {
+        let names = std::fs::read_dir(shop.site.data().join("journal")).unwrap();
+        names.map(|n| n.unwrap().file_name()).filter(|n| !n.to_string_lossy().contains("tmp")).min()
+    };
+    let oldest = first_segment();
+    wait_until("the first segment is gone", PATIENCE, || {
+        let csv: String = members
+            .by_ref()
+            .take(20_000)
+            .fold("member,points\n".into(), |csv, m| csv + &m.to_string() + ",5\n");
+        let mut admin = node.admin().with_patience(Duration::from_mins(1));
+        let headers = [("content-type", "text/csv")];
+        admin.send("POST", "/v1/members:import", &headers, &csv).unwrap().expect(200);
+        first_segment() != oldest
+    });
+    conclude(&shop, node);
+}
+
+#[test]
+fn one_broker_of_three_may_die_and_shipping_goes_on() {
+    let _turn = turn();
+    let stack = Stack::up(&["--kafka", "3"]);
+    let shop = Shop::open(&stack);
+    let node = shop.site.start();
+    open(&node);
+    let _persist = shop.persist("persist.log");
+    sell(&node, "three", 200);
+    wait_stored(&node);
+    for broker in ["kafka-1", "kafka-2"] {
+        stack.order("kill", broker);
+        sell(&node, broker, 200);
+        // With two of three, acks=all still has its two copies.
+        wait_stored(&node);
+        stack.order("start", broker);
+    }
+    conclude(&shop, node);
+}
