@@ -16,13 +16,17 @@ use std::sync::atomic::Ordering;
 use super::apply::{At, DataError, Effects, member_of};
 use super::status::{PersistStatus, ShardStatus};
 use super::store::{
-    Letter, LetterId, LetterState, Offsets, Store, StoreBatch, StoreError, Stream, WatermarkMove,
+    Letter, LetterState, Offsets, Store, StoreBatch, StoreError, Stream, WatermarkMove,
 };
 use crate::kernel::record::{Record, RecordError, RecordHead};
 use crate::ship::gap::{Alarm, Verdict, Watermark};
 use crate::ship::log::{Log, LogBatch, LogError, LogOffset, LogRecord, Mark};
 use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::units::{JournalId, MemberId, Seq, Slot};
+
+mod letters;
+
+use letters::Parked;
 
 /// Looked at for every record, by keys of our own: a fast hash will do.
 type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::FixedState>;
@@ -42,8 +46,6 @@ const BACKOFF_MS: (u64, u64) = (20, 5_000);
 const REWIND_AGAIN_MS: u64 = 5_000;
 /// Pause at the log's end while somebody waits. Units: milliseconds.
 const URGENT_MS: u64 = 2;
-/// Letters read at a time.
-const LETTER_PAGE: u32 = 256;
 
 /// How a writer batches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,29 +76,6 @@ struct Planned {
     slot: Slot,
     member: Option<MemberId>,
     record: Result<Record, DataError>,
-}
-
-/// Whose records wait behind a dead letter.
-#[derive(Default)]
-struct Parked {
-    members: HashSet<MemberId>,
-    /// Behind a record that names no member.
-    slots: HashSet<Slot>,
-}
-
-impl Parked {
-    fn is_empty(&self) -> bool {
-        self.members.is_empty() && self.slots.is_empty()
-    }
-    fn holds(&self, slot: Slot, member: Option<MemberId>) -> bool {
-        self.slots.contains(&slot) || member.is_some_and(|m| self.members.contains(&m))
-    }
-    fn insert(&mut self, slot: Slot, member: Option<MemberId>) {
-        match member {
-            Some(member) => self.members.insert(member),
-            None => self.slots.insert(slot),
-        };
-    }
 }
 
 /// When to look again.
@@ -459,6 +438,10 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             return Err(StoreError::OtherJournal { found, expected });
         }
         let found: HashMap<_, _> = rows.iter().map(|r| (r.stream, r.watermark)).collect();
+        // Journals that this writer has not met yet are known by their watermarks alone.
+        for stream in found.keys() {
+            self.committed.entry(*stream).or_default();
+        }
         let known: Vec<_> = self.streams();
         for (stream, expected) in known {
             let found = found.get(&stream).copied().unwrap_or_default();
@@ -655,71 +638,5 @@ fn letter(
         state,
         reason,
         record: bytes.to_vec(),
-    }
-}
-
-/// Dead letters.
-impl<L: Log, S: Store> ShardWriter<L, S> {
-    /// Tries every letter again, in the order of arrival; what still fails holds its member.
-    fn retry_letters(&mut self) -> Result<(), StoreError> {
-        if self.parked.is_empty() {
-            return Ok(());
-        }
-        let mut still = Parked::default();
-        let mut after = LetterId(i64::MIN);
-        loop {
-            let page = self.store.letters(after, LETTER_PAGE)?;
-            let Some((last, _)) = page.last() else { break };
-            after = *last;
-            for (id, letter) in page {
-                if still.holds(letter.slot, letter.member) {
-                    continue;
-                }
-                match self.apply_letter(id, &letter) {
-                    Ok(()) => {
-                        self.shard_status().letters.fetch_sub(1, Ordering::Relaxed);
-                    }
-                    Err(StoreError::Data(error)) => {
-                        self.store.letter_failed(id, &error.to_string())?;
-                        still.insert(letter.slot, letter.member);
-                    }
-                    Err(other) => return Err(other),
-                }
-            }
-        }
-        self.parked = still;
-        Ok(())
-    }
-
-    fn apply_letter(&mut self, id: LetterId, letter: &Letter) -> Result<(), StoreError> {
-        let (_, record) = Record::take(&mut &letter.record[..])
-            .map_err(|e| DataError::Undecodable(e.to_string()))?;
-        self.effects.clear(self.shard.is_home());
-        let at = At { journal: letter.stream.journal, seq: letter.seq, slot: letter.slot };
-        self.effects.add(at, &record, &letter.record)?;
-        self.store.apply(&StoreBatch {
-            moves: &[],
-            effects: &self.effects,
-            letters: &[],
-            applied: &[id],
-            offsets: Offsets::default(),
-        })
-    }
-
-    /// Learns from the database who is parked.
-    fn load_parked(&mut self) -> Result<(), StoreError> {
-        self.parked = Parked::default();
-        let (mut after, mut count) = (LetterId(i64::MIN), 0);
-        loop {
-            let page = self.store.letters(after, LETTER_PAGE)?;
-            let Some((last, _)) = page.last() else { break };
-            after = *last;
-            count += page.len() as u64;
-            for (_, letter) in page {
-                self.parked.insert(letter.slot, letter.member);
-            }
-        }
-        self.shard_status().letters.store(count, Ordering::Relaxed);
-        Ok(())
     }
 }

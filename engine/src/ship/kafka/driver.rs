@@ -324,7 +324,7 @@ impl<F: FrameSource> Driver<F> {
                 actions.extend(self.shipper.on_held(shard, partition, seq));
             }
             for (partition, to) in asked {
-                let action = self.shipper.on_asked(partition, to, now_ms);
+                let action = self.shipper.on_asked(shard, partition, to, now_ms);
                 if action.is_some() {
                     let (database_shard, partition) = (shard.get(), partition.get());
                     tracing::warn!(database_shard, partition, %to, "a gap: sending again");

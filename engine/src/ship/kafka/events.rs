@@ -227,7 +227,8 @@ impl Teller {
     ) {
         let Some(story) = self.items.get_mut(&item.get()) else { return };
         story.taken += u64::from(quantity.get());
-        let was_sold_out = std::mem::replace(&mut story.is_sold_out, story.has_sold_out());
+        let was_sold_out = story.is_sold_out;
+        story.is_sold_out = story.has_sold_out();
         if story.is_sold_out && !was_sold_out {
             let ItemStory { sale, sku, .. } = story.clone();
             let data = json!({ "sale": sale, "sku": sku });

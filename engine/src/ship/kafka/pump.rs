@@ -125,6 +125,9 @@ pub fn start(config: &KafkaConfig, layout: Layout) -> Result<(Pump, Vec<KafkaLog
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")
         .set("session.timeout.ms", "10000")
+        // The `consume` thread polls whatever happens; so this bounds only how long a rebalance
+        // waits for a member that died in the middle of another.
+        .set("max.poll.interval.ms", "15000")
         .set("heartbeat.interval.ms", "1000")
         .set("fetch.queue.backoff.ms", "10")
         .set("queued.min.messages", "20000")

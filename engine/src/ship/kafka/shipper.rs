@@ -147,8 +147,18 @@ impl Shipper {
         None
     }
 
-    /// A database shard asks for a partition from the record behind `to` on.
-    pub fn on_asked(&mut self, partition: Partition, to: Seq, now_ms: u64) -> Option<Action> {
+    /// A database shard asks for a partition from the record behind `to` on. What it has passed
+    /// since it asked needs no answer any more.
+    pub fn on_asked(
+        &mut self,
+        shard: DatabaseShard,
+        partition: Partition,
+        to: Seq,
+        now_ms: u64,
+    ) -> Option<Action> {
+        if self.held[shard.index()][partition.index()].is_some_and(|held| held > to) {
+            return None;
+        }
         let lane = self.lane(partition);
         let again = lane.served.is_none_or(|s| s.to != to || now_ms >= s.at_ms + ASKED_AGAIN_MS);
         if !lane.is_started || !again {
@@ -247,18 +257,22 @@ mod tests {
         let mut s = shipper(1);
         s.on_held(shard(0), partition(3), seq(70));
         assert_eq!(s.on_held(shard(0), partition(3), seq(20)), None, "Kafka may have it still");
-        assert_eq!(s.on_asked(partition(3), seq(20), 0), rewind(3, 20));
+        assert_eq!(s.on_asked(shard(0), partition(3), seq(20), 0), rewind(3, 20));
     }
 
     #[test]
     fn a_request_is_served_once_and_again_when_it_had_no_effect() {
         let mut s = shipper(1);
-        assert_eq!(s.on_asked(partition(0), seq(5), 0), None, "it has not begun");
+        let ask = |s: &mut Shipper, to, ms| s.on_asked(shard(0), partition(0), seq(to), ms);
+        assert_eq!(ask(&mut s, 5, 0), None, "it has not begun");
         s.on_held(shard(0), partition(0), seq(5));
-        assert_eq!(s.on_asked(partition(0), seq(5), 1), rewind(0, 5));
-        assert_eq!(s.on_asked(partition(0), seq(5), 2), None);
-        assert_eq!(s.on_asked(partition(0), seq(9), 3), rewind(0, 9));
-        assert_eq!(s.on_asked(partition(0), seq(9), 3 + ASKED_AGAIN_MS), rewind(0, 9));
+        assert_eq!(ask(&mut s, 5, 1), rewind(0, 5));
+        assert_eq!(ask(&mut s, 5, 2), None);
+        s.on_held(shard(0), partition(0), seq(9));
+        assert_eq!(ask(&mut s, 9, 3), rewind(0, 9));
+        assert_eq!(ask(&mut s, 9, 3 + ASKED_AGAIN_MS), rewind(0, 9));
+        s.on_held(shard(0), partition(0), seq(10));
+        assert_eq!(ask(&mut s, 9, 90_000), None, "it has come meanwhile");
     }
 
     #[test]
