@@ -162,10 +162,10 @@ fn a_zombie_that_wakes_after_its_partitions_were_taken_over_changes_nothing() {
     let begun = load.finish();
     wait_stored(&node);
     zombie.signal(Signal::CONT);
-    sell(&node, "awake", 500);
     let mut book = Book::default();
     book.reconcile(&node, begun, &mut random);
     book.compare(&node);
+    sell(&node, "awake", 500);
     conclude(&shop, node);
 }
 
