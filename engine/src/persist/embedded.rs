@@ -10,7 +10,7 @@ use super::status::PersistStatus;
 use super::store::{Store, StoreError, Stream};
 use super::writer::{ShardWriter, Watermarks, WriterSettings};
 use crate::ship::frames::FrameSource;
-use crate::ship::log::LogError;
+use crate::ship::log::{Log, LogError};
 use crate::ship::partition::DatabaseShard;
 use crate::ship::tail::JournalLog;
 
@@ -55,6 +55,17 @@ pub fn writer<F: FrameSource, S: Store>(
     settings: WriterSettings,
     status: &Arc<PersistStatus>,
 ) -> Result<ShardWriter<JournalLog<F>, S>, OpenError> {
+    writer_of(store, source, settings, status, |log| log)
+}
+
+/// The same, of a log that `wrap` makes of the journal's.
+pub(super) fn writer_of<F: FrameSource, S: Store, L: Log>(
+    store: S,
+    source: F,
+    settings: WriterSettings,
+    status: &Arc<PersistStatus>,
+    wrap: impl FnOnce(JournalLog<F>) -> L,
+) -> Result<ShardWriter<L, S>, OpenError> {
     let shard = store.shard();
     let failed = |source| OpenError::Store { shard, source };
     let expected = source.head().journal;
@@ -64,7 +75,7 @@ pub fn writer<F: FrameSource, S: Store>(
             let stream = Stream { journal: expected, partition };
             (partition, stored.get(&stream).copied().unwrap_or_default().seq)
         };
-        JournalLog::new(source, layout.partitions(shard).map(watermark))
+        wrap(JournalLog::new(source, layout.partitions(shard).map(watermark)))
     };
     let writer = ShardWriter::open(store, settings, status.clone(), open_log).map_err(failed)?;
     if let Some(found) = writer.journals().find(|found| *found != expected) {

@@ -25,4 +25,5 @@ mod journal_crash;
 mod kernel_model;
 mod persist_crash;
 mod settings;
+mod stack_brokers;
 mod stack_kafka;

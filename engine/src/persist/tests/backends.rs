@@ -19,6 +19,8 @@ pub enum On {
     Sqlite,
     MySql,
     MariaDb,
+    /// `SQLite` files, behind a Kafka topic in place of the journal.
+    Kafka,
 }
 
 /// A store, still known by its kind.
@@ -66,7 +68,7 @@ impl Databases {
     pub fn new(on: On, layout: Layout) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let flavour = match on {
-            On::Sqlite => return Self { folder, layout, server: None },
+            On::Sqlite | On::Kafka => return Self { folder, layout, server: None },
             On::MySql => Flavour::MySql,
             On::MariaDb => Flavour::MariaDb,
         };

@@ -154,6 +154,11 @@ fn a_record_of_a_newer_version_holds_its_database_shard_until_a_newer_program_co
     assert!(error.contains("newer version"), "{error}");
 }
 
+also_over_kafka! {
+    a_dead_letter_parks_its_member_alone_and_all_is_applied_in_order_once_repaired,
+    a_record_whose_fields_cannot_be_read_parks_its_slot,
+}
+
 on_every_store! {
     a_dead_letter_parks_its_member_alone_and_all_is_applied_in_order_once_repaired,
     a_letter_that_fails_again_is_counted_and_still_holds_its_followers,

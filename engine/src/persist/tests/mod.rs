@@ -5,8 +5,11 @@ mod backends;
 mod faults;
 mod histories;
 mod letters;
+mod over_kafka;
 mod running;
 mod schema;
+#[path = "../../../tests/it/stack_brokers.rs"]
+mod stack_brokers;
 #[path = "../../../tests/it/stack_servers.rs"]
 mod stack_servers;
 
@@ -56,6 +59,17 @@ macro_rules! on_every_store {
     };
 }
 use on_every_store;
+
+/// Runs tests once more, with a real Kafka topic as the log.
+macro_rules! also_over_kafka {
+    ($($test:ident),* $(,)?) => {
+        mod stack_kafka {
+            $(#[test] fn $test() { super::$test(super::On::Kafka); })*
+        }
+    };
+}
+use also_over_kafka;
+use over_kafka::{AnyLog, Rig};
 
 /// When a transaction is to fail: counts down to each.
 #[derive(Default)]
@@ -135,7 +149,7 @@ impl Store for FaultyStore {
     }
 }
 
-type Writer = ShardWriter<JournalLog<MemoryFrames>, FaultyStore>;
+type Writer = ShardWriter<AnyLog, FaultyStore>;
 
 /// A data folder, its journal, and the writers that are running.
 struct Bench {
@@ -145,6 +159,8 @@ struct Bench {
     faults: Vec<Arc<Faults>>,
     writers: Vec<Writer>,
     now: u64,
+    /// The way through Kafka, where that is the log. Dropped last.
+    rig: Option<Rig>,
 }
 
 impl Bench {
@@ -158,7 +174,12 @@ impl Bench {
             faults: Vec::new(),
             writers: Vec::new(),
             now: 0,
+            rig: None,
         };
+        if on == On::Kafka {
+            layout().shards().for_each(|shard| drop(bench.databases.store(shard)));
+            bench.rig = Some(Rig::start(bench.generator.frames.clone(), bench.path()));
+        }
         bench.restart(64);
         bench
     }
@@ -168,11 +189,17 @@ impl Bench {
     fn writers_on(&mut self, frames: &MemoryFrames, batch: usize) -> Vec<Writer> {
         self.status = Arc::new(PersistStatus::new(layout()));
         self.faults = (0..SHARDS).map(|_| Arc::default()).collect();
+        let mut logs = self.rig.as_mut().map(Rig::join);
         let writer = |shard: DatabaseShard| {
             let inner = self.databases.store(shard);
             let store = FaultyStore { inner, faults: self.faults[shard.index()].clone() };
             let settings = WriterSettings { batch, ..WriterSettings::default() };
-            embedded::writer(store, frames.clone(), settings, &self.status).unwrap()
+            if let Some(logs) = &mut logs {
+                let log = AnyLog::new(logs.next().expect("one for each"));
+                return ShardWriter::unread(store, settings, self.status.clone(), log);
+            }
+            let wrap = AnyLog::new::<JournalLog<MemoryFrames>>;
+            embedded::writer_of(store, frames.clone(), settings, &self.status, wrap).unwrap()
         };
         layout().shards().map(writer).collect()
     }
@@ -187,11 +214,20 @@ impl Bench {
         self.writers[index].step(self.now, true);
     }
     fn step_all(&mut self) {
+        if self.rig.is_some() {
+            // What was written is on its way.
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         for index in 0..self.writers.len() {
             self.step(index);
         }
     }
     fn is_done(&self) -> bool {
+        if self.rig.is_some() {
+            let head = self.generator.frames.head_seq();
+            let mut shards = layout().shards();
+            return shards.all(|s| over_kafka::is_stored(&*self.databases.reader(s), s, head));
+        }
         self.writers.iter().all(|w| w.has_stored(w.head_seq()))
     }
     fn catch_up(&mut self) {

@@ -111,14 +111,16 @@ impl Ear {
         let seconds = within.as_secs();
         let bootstrap = config.bootstrap.clone();
         match self.last() {
-            Some((code, reason)) if is_refusal(code) => ClientError::Refused { bootstrap, reason },
+            Some((code, reason)) if is_refusal(code, &reason) => {
+                ClientError::Refused { bootstrap, reason }
+            }
             Some((_, reason)) => ClientError::Unreachable { bootstrap, seconds, reason },
             None => ClientError::Unreachable { bootstrap, seconds, reason: error.to_string() },
         }
     }
     /// Whether the cluster has turned us away for good.
     pub fn is_refused(&self) -> bool {
-        self.last().is_some_and(|(code, _)| is_refusal(code))
+        self.last().is_some_and(|(code, reason)| is_refusal(code, &reason))
     }
     /// The last error in words, where there was one.
     pub fn why_held_up(&self) -> Option<String> {
@@ -134,16 +136,17 @@ impl Ear {
     }
 }
 
-fn is_refusal(code: RDKafkaErrorCode) -> bool {
+/// Whether it stays so: an error of TLS may also be a broker that is just going down.
+fn is_refusal(code: RDKafkaErrorCode, reason: &str) -> bool {
     use RDKafkaErrorCode as Code;
-    matches!(
-        code,
+    match code {
+        Code::SSL => reason.contains("certificate"),
         Code::Authentication
-            | Code::SSL
-            | Code::SaslAuthenticationFailed
-            | Code::UnsupportedSASLMechanism
-            | Code::ClusterAuthorizationFailed
-    )
+        | Code::SaslAuthenticationFailed
+        | Code::UnsupportedSASLMechanism
+        | Code::ClusterAuthorizationFailed => true,
+        _ => false,
+    }
 }
 
 fn one_line(text: &str) -> String {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::metadata::Metadata;
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
 
 use super::client::{self, ANSWER_WITHIN, ClientError, Ear};
 use crate::config::KafkaConfig;
@@ -11,6 +13,14 @@ use crate::ship::partition::PARTITION_COUNT;
 
 /// Partitions of the events topic; a member's events stay in one, by their key.
 pub const EVENTS_PARTITION_COUNT: usize = 16;
+
+/// How long one question waits for its answer, before it is asked again.
+const TURN: Duration = Duration::from_millis(250);
+
+impl ProducerContext for Ear {
+    type DeliveryOpaque = ();
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
 
 /// How a topic should be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,6 +62,8 @@ pub enum Made {
 pub struct Topics<'a> {
     config: &'a KafkaConfig,
     admin: AdminClient<Ear>,
+    /// Hears why a cluster does not answer; an admin client is told nothing.
+    probe: BaseProducer<Ear>,
     within: Duration,
     runtime: tokio::runtime::Runtime,
 }
@@ -62,10 +74,12 @@ impl<'a> Topics<'a> {
         use rdkafka::config::FromClientConfigAndContext as _;
         let admin = AdminClient::from_config_and_context(&client::base(config)?, Ear::default())
             .map_err(|e| ClientError::Settings(e.to_string()))?;
+        let probe = BaseProducer::from_config_and_context(&client::base(config)?, Ear::default())
+            .map_err(|e| ClientError::Settings(e.to_string()))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .map_err(|e| ClientError::Settings(e.to_string()))?;
-        Ok(Self { config, admin, within: ANSWER_WITHIN, runtime })
+        Ok(Self { config, admin, probe, within: ANSWER_WITHIN, runtime })
     }
 
     /// Waits no longer than that for each answer.
@@ -151,13 +165,27 @@ impl<'a> Topics<'a> {
         Ok(vec![format!("topic {} was made, and is still not to be seen", spec.name)])
     }
 
+    /// Asks in short turns, so that a refusal is heard at once.
+    fn metadata(&self, topic: &str) -> Result<Metadata, ClientError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.probe.client().fetch_metadata(Some(topic), TURN) {
+                Ok(metadata) => return Ok(metadata),
+                Err(error) => {
+                    self.probe.poll(Duration::ZERO);
+                    let ear = self.probe.context();
+                    waited += TURN;
+                    if waited >= self.within || ear.is_refused() {
+                        return Err(ear.why_silent(self.config, self.within, &error));
+                    }
+                }
+            }
+        }
+    }
+
     /// What differs from the spec; `None`: there is no such topic.
     fn look(&self, spec: &TopicSpec) -> Result<Option<Vec<String>>, ClientError> {
-        let metadata =
-            self.admin.inner().fetch_metadata(Some(&spec.name), self.within).map_err(|e| {
-                let ear = self.admin.inner().context();
-                ear.why_silent(self.config, self.within, &e)
-            })?;
+        let metadata = self.metadata(&spec.name)?;
         let topic = metadata.topics().iter().find(|t| t.name() == spec.name);
         let Some(topic) = topic.filter(|t| t.error().is_none() && !t.partitions().is_empty())
         else {

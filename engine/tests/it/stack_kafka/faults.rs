@@ -183,11 +183,12 @@ fn without_kafka_the_sale_goes_on_to_the_disks_bound_and_drains_afterwards() {
     stack.order("kill", "kafka-1");
     let mut random = Random::new("no kafka");
     let load = burst(node.public, random.next(), "no-kafka");
-    let full = |node: &Node| {
-        let wish = Wish::new(1, "probe", SALE, "plenty");
-        node.client().redeem(&wish).code() == "journal-full"
+    let mut number = 0;
+    let mut probe = |node: &Node| {
+        number += 1;
+        node.client().redeem(&Wish::new(1, format!("probe-{number}"), SALE, "scarce")).code()
     };
-    wait_until("the disk's bound is met", PATIENCE, || full(&node));
+    wait_until("the disk's bound is met", PATIENCE, || probe(&node) == "journal-full");
     let begun = load.finish();
     let sold = begun.iter().filter(|a| a.reply.as_ref().is_some_and(|r| r.status == 201)).count();
     assert!(sold > 1_000, "the sale went on without Kafka: {sold}");
