@@ -5,11 +5,14 @@
 //!                                                          └► every shard: Change ─► ChangeSeen
 //!                             answer ◄── all shards' records durable ◄─────────────────┘
 //! ```
+//! [`Control`] is the protocol: events and the time in, records and messages out. It never waits,
+//! so a simulation may step it on a thread of its own; [`run`] is the thread that does the waiting.
+//!
 //! † Barriers: an admin call is answered when every shard has recorded the change durably. Since
 //! all of it lies in one queue and one thread, changes reach each shard in the order decided.
 //! † Units: added units enter the line only once "accepted" is durable; see `stock::lease`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -39,6 +42,8 @@ use crate::units::{ItemIndex, NodeTime, Quantity, SaleIndex, Seq};
 const COMMANDS_MAX: usize = 1024;
 /// How often the clock is looked at while no sale is about to change.
 const TICK_MAX: Duration = Duration::from_millis(200);
+/// How long the journal is left alone when the ring to it is full.
+const RING_FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// The control state as it stands at `cut`, for a snapshot.
 pub struct ControlReport {
@@ -47,7 +52,10 @@ pub struct ControlReport {
     pub bytes: Vec<u8>,
 }
 
-enum Event {
+/// What the control thread hears.
+pub struct Event(Kind);
+
+enum Kind {
     Command(ControlCommand, oneshot::Sender<ControlOutcome>),
     /// Records are durable; go on here.
     Durable(Step),
@@ -140,17 +148,18 @@ impl ControlHandle {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(Unavailable::Overloaded);
         }
-        self.events.send(Event::Command(command, answer)).map_err(|_| Unavailable::Draining)
+        let event = Event(Kind::Command(command, answer));
+        self.events.send(event).map_err(|_| Unavailable::Draining)
     }
 
     /// Asks for the state at a cut; called back on the journal's thread.
     pub fn visit(&self, visit: impl FnOnce(ControlReport) + Send + 'static) {
         // A control thread that has ended is asked for its state by whoever joined it.
-        let _ = self.events.send(Event::Visit(Box::new(visit)));
+        let _ = self.events.send(Event(Kind::Visit(Box::new(visit))));
     }
 
     pub fn stop(&self) {
-        let _ = self.events.send(Event::Stop);
+        let _ = self.events.send(Event(Kind::Stop));
     }
 }
 
@@ -159,6 +168,13 @@ pub struct ControlQueue {
     sender: Sender<Event>,
     receiver: Receiver<Event>,
     waiting: Arc<AtomicUsize>,
+}
+
+impl ControlQueue {
+    /// The next event, if one waits.
+    pub fn try_next(&self) -> Option<Event> {
+        self.receiver.try_recv().ok()
+    }
 }
 
 /// Makes the queue and the handle to it.
@@ -186,8 +202,12 @@ pub struct ControlParts {
     pub dropped: HashSet<SaleIndex>,
 }
 
-struct Control {
+/// The protocol, and what it has to hand over.
+pub struct Control {
     parts: ControlParts,
+    /// Of the event at hand.
+    now: NodeTime,
+    is_stopping: bool,
     effects: Effects,
     leases: HashMap<ItemIndex, Lease>,
     barriers: HashMap<BarrierId, Barrier>,
@@ -196,62 +216,109 @@ struct Control {
     awaiting_grant: HashMap<ItemIndex, Vec<BarrierId>>,
     /// Sales whose keys are being dropped, or are.
     dropped: HashSet<SaleIndex>,
+    /// For the journal, in order: records, their number, what comes once they are durable.
+    outbox: VecDeque<(Vec<u8>, u32, Completion)>,
 }
 
 /// Runs until it is told to stop, then gives the state back.
-pub fn run(mut parts: ControlParts) -> ControlState {
-    let dropped = std::mem::take(&mut parts.dropped);
-    let mut control = Control {
-        parts,
-        effects: Effects::default(),
-        leases: HashMap::new(),
-        barriers: HashMap::new(),
-        next_barrier: 0,
-        awaiting_grant: HashMap::new(),
-        dropped,
-    };
-    control.resume_leases();
-    let mut is_stopping = false;
+pub fn run(parts: ControlParts) -> ControlState {
+    let clock = Arc::clone(&parts.clock);
+    let mut control = Control::new(parts, clock.now());
     loop {
-        control.tick();
-        match control.parts.queue.receiver.recv_timeout(control.until_tick()) {
-            Ok(Event::Stop) => is_stopping = true,
-            Ok(event) => control.on(event),
-            Err(RecvTimeoutError::Timeout) if is_stopping => return control.parts.state,
+        control.tick(clock.now());
+        if !control.hand_over() {
+            // The control thread may wait for the journal, no decision does.
+            std::thread::sleep(RING_FULL_PAUSE);
+            continue;
+        }
+        if control.is_done() {
+            return control.into_state();
+        }
+        let queue = &control.parts.queue.receiver;
+        match queue.recv_timeout(control.until_tick(clock.now())) {
+            Ok(event) => control.on(clock.now(), event),
+            Err(RecvTimeoutError::Timeout) if control.is_stopping => return control.into_state(),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => unreachable!("the queue holds a sender itself"),
-        }
-        if is_stopping && control.barriers.is_empty() && control.parts.queue.receiver.is_empty() {
-            return control.parts.state;
         }
     }
 }
 
 impl Control {
-    fn until_tick(&self) -> Duration {
+    /// Takes up what an earlier run left half done.
+    pub fn new(mut parts: ControlParts, now: NodeTime) -> Self {
+        let dropped = std::mem::take(&mut parts.dropped);
+        let mut control = Self {
+            parts,
+            now,
+            is_stopping: false,
+            effects: Effects::default(),
+            leases: HashMap::new(),
+            barriers: HashMap::new(),
+            next_barrier: 0,
+            awaiting_grant: HashMap::new(),
+            dropped,
+            outbox: VecDeque::new(),
+        };
+        control.resume_leases();
+        control
+    }
+
+    pub fn queue(&self) -> &ControlQueue {
+        &self.parts.queue
+    }
+
+    /// Whether it was told to stop and nothing is left to be done.
+    pub fn is_done(&self) -> bool {
+        self.is_stopping && self.barriers.is_empty() && self.parts.queue.receiver.is_empty()
+    }
+
+    pub fn into_state(self) -> ControlState {
+        self.parts.state
+    }
+
+    /// How long nothing happens by itself.
+    pub fn until_tick(&self, now: NodeTime) -> Duration {
         let Some(at) = self.parts.state.next_tick() else { return TICK_MAX };
-        let ms = at.get().saturating_sub(self.parts.clock.now().get());
+        let ms = at.get().saturating_sub(now.get());
         Duration::from_millis(ms.max(1)).min(TICK_MAX)
     }
 
-    fn on(&mut self, event: Event) {
+    /// Takes an event. [`Control::hand_over`] must follow before the next one.
+    pub fn on(&mut self, now: NodeTime, Event(event): Event) {
+        self.now = now;
         match event {
-            Event::Command(command, to) => {
+            Kind::Command(command, to) => {
                 self.parts.queue.waiting.fetch_sub(1, Ordering::Relaxed);
                 self.command(command, to);
             }
-            Event::Durable(step) => self.step(step),
-            Event::Arrived(barrier) => self.arrive(barrier),
-            Event::Visit(visit) => self.visit(visit),
-            Event::Stop => unreachable!("the loop takes it"),
+            Kind::Durable(step) => self.step(step),
+            Kind::Arrived(barrier) => self.arrive(barrier),
+            Kind::Visit(visit) => self.visit(visit),
+            Kind::Stop => self.is_stopping = true,
         }
+    }
+
+    /// Hands what waits to the journal; `false` where the ring to it is full, and some still
+    /// waits: no event may be taken then.
+    pub fn hand_over(&mut self) -> bool {
+        if self.outbox.is_empty() {
+            return true;
+        }
+        while let Some((records, count, completion)) = self.outbox.pop_front() {
+            if let Err(full) = self.parts.producer.try_push(&records, count, completion) {
+                self.outbox.push_front((records, count, full.0));
+                break;
+            }
+        }
+        self.parts.producer.wake();
+        self.outbox.is_empty()
     }
 
     fn command(&mut self, command: ControlCommand, to: oneshot::Sender<ControlOutcome>) {
         let command = self.take_for_withdrawal(command);
-        let now = self.parts.clock.now();
         self.effects.clear();
-        let outcome = self.parts.state.decide(now, &command, &mut self.effects);
+        let outcome = self.parts.state.decide(self.now, &command, &mut self.effects);
         let reply = Reply { to, outcome: outcome.clone() };
         let step = match (outcome, &command) {
             (ControlOutcome::Defined { sale, replayed: false }, _) => Step::Defined { sale, reply },
@@ -301,29 +368,26 @@ impl Control {
         let sender = self.parts.queue.sender.clone();
         self.push_call(Box::new(move |_| {
             // After a stop nobody waits for the step.
-            let _ = sender.send(Event::Durable(step));
+            let _ = sender.send(Event(Kind::Durable(step)));
         }));
     }
 
     fn push_call(&mut self, call: Acknowledge) {
         self.parts.gauges.add_records(self.parts.gauges.control(), self.effects.record_count);
-        let records = std::mem::take(&mut self.effects.records);
-        let mut rest = &records[..];
+        let mut rest = &self.effects.records[..];
         while !rest.is_empty() {
             let head = RecordHead::peek(rest).expect("the kernel wrote it");
             let (record, behind) = rest.split_at(head.length);
-            push_waiting(&mut self.parts.producer, record, 1, Completion::default());
+            self.outbox.push_back((record.to_vec(), 1, Completion::default()));
             rest = behind;
         }
         for &(item, quantity) in &self.effects.given_back {
             let stock = StockEffect { given_back: Some((item, quantity)), confirmed: None };
             let completion = Completion { stock, ..Completion::default() };
-            push_waiting(&mut self.parts.producer, &[], 0, completion);
+            self.outbox.push_back((Vec::new(), 0, completion));
         }
         let completion = Completion { call: Some(call), ..Completion::default() };
-        push_waiting(&mut self.parts.producer, &[], 0, completion);
-        self.parts.producer.wake();
-        self.effects.records = records;
+        self.outbox.push_back((Vec::new(), 0, completion));
         self.effects.clear();
     }
 
@@ -394,8 +458,9 @@ impl Control {
         }
     }
 
-    fn tick(&mut self) {
-        let now = self.parts.clock.now();
+    /// What time brings: openings, closings, keys to be forgotten.
+    pub fn tick(&mut self, now: NodeTime) {
+        self.now = now;
         if self.parts.state.next_tick().is_some_and(|at| at <= now) {
             self.effects.clear();
             for (sale, change) in self.parts.state.tick(now, &mut self.effects) {
@@ -506,10 +571,9 @@ impl Control {
                 self.parts.authority.ask(StockAsk::Grant { item, from, up_to });
             }
             LeaseAction::RecordGranted { granted } => {
-                let now = self.parts.clock.now();
                 let command = ControlCommand::GrantAccepted { item, granted, epoch: 0 };
                 self.effects.clear();
-                let outcome = self.parts.state.decide(now, &command, &mut self.effects);
+                let outcome = self.parts.state.decide(self.now, &command, &mut self.effects);
                 assert!(
                     matches!(outcome, ControlOutcome::Lease { granted: g, .. } if g == granted),
                     "a grant within the total is accepted"
@@ -540,7 +604,7 @@ impl Control {
     fn acknowledge(&self, barrier: BarrierId) -> Acknowledge {
         let sender = self.parts.queue.sender.clone();
         Box::new(move |_| {
-            let _ = sender.send(Event::Arrived(barrier));
+            let _ = sender.send(Event(Kind::Arrived(barrier)));
         })
     }
 
@@ -558,7 +622,7 @@ impl Control {
                 if let Some(entry) = self.parts.catalog.by_index(sale) {
                     entry.touch();
                 }
-                self.parts.events.publish(sale, self.parts.clock.now(), kind);
+                self.parts.events.publish(sale, self.now, kind);
             }
             AfterBarrier::KeysDropped(sale) => self.keys_dropped(sale),
         }
@@ -588,19 +652,5 @@ impl Control {
             Some(sale) => AfterBarrier::Announce(sale, SaleEventKind::StockChanged(item)),
             None => AfterBarrier::Nothing,
         }
-    }
-}
-
-/// Pushes, waiting for room: the control thread may wait for the journal, no decision does.
-fn push_waiting(
-    producer: &mut Producer<Completion>,
-    records: &[u8],
-    count: u32,
-    mut completion: Completion,
-) {
-    while let Err(full) = producer.try_push(records, count, completion) {
-        completion = full.0;
-        producer.wake();
-        std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -5,6 +5,9 @@
 //!                                                      └► refusals that show no member: reply now
 //!        → holds whose time has come → one slot of a visit, if one is under way → sleep if idle
 //! ```
+//! [`Shard`] is one turn of that loop, given the time, and never waits, so a simulation may step it
+//! on a thread of its own; [`run`] is the thread that does the waiting.
+//!
 //! Invariants: one batch never needs more room in the ring than was seen free before it began, so
 //! a decision that was made is always journaled. Nothing here waits for a disk or a server.
 
@@ -31,6 +34,8 @@ use crate::units::{NodeTime, SaleIndex, Slot};
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// How long a shard leaves the journal alone when the ring to it is full.
 const RING_FULL_PAUSE: Duration = Duration::from_micros(200);
+/// The same, with a batch in hand that did not fit.
+const HAND_OVER_PAUSE: Duration = Duration::from_micros(100);
 /// How soon a shard without requests looks whether its walk may go on.
 const WALK_PAUSE: Duration = Duration::from_millis(1);
 /// Bytes that one command may leave in the ring; admin notes make the longest records.
@@ -61,8 +66,11 @@ enum SlotWalk {
     DropKeys { sale: SaleIndex, done: Acknowledge },
 }
 
-struct Shard {
+/// A shard between two turns.
+pub struct Shard {
     parts: ShardParts,
+    /// Of the turn at hand.
+    now: NodeTime,
     requests: Vec<Request>,
     /// Records of the batch so far, and what is to happen behind each step of it.
     effects: Effects,
@@ -76,57 +84,96 @@ struct Shard {
     is_stopping: bool,
 }
 
+/// What a turn came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// There was something to do; there may be more.
+    Busy,
+    /// Nothing to do for so long, unless something arrives.
+    Idle(Duration),
+    /// The journal is behind, and needs the core: look again after such a pause.
+    RingFull(Duration),
+    /// It was told to stop, and nothing is left.
+    Ended,
+}
+
 /// Runs a shard until it is told to stop, then gives its state back.
 pub fn run(parts: ShardParts) -> ShardState {
-    let inboxes = Arc::clone(&parts.inboxes);
+    let (inboxes, clock) = (Arc::clone(&parts.inboxes), Arc::clone(&parts.clock));
     let inbox = inboxes.get(parts.index);
     inbox.attach();
-    let mut shard = Shard {
-        requests: Vec::with_capacity(parts.batch),
-        effects: Effects::default(),
-        entries: Vec::new(),
-        is_port_dirty: vec![false; parts.ports.len()],
-        walks: VecDeque::new(),
-        walk_at: 0,
-        owned: parts.state.slots().collect(),
-        batches_since_publish: 0,
-        is_stopping: false,
-        parts,
-    };
-    let members = shard.owned.iter().map(|slot| shard.parts.state.slot(*slot).member_count()).sum();
-    shard.parts.gauges.add_members(shard.parts.index, members);
-    shard.publish_gauges();
+    let mut shard = Shard::new(parts);
     loop {
-        let mut is_idle = shard.take_messages(inbox);
-        is_idle &= shard.decide_batch(inbox);
-        is_idle &= shard.expire();
-        is_idle &= shard.walk();
-        shard.hand_over();
-        if !is_idle {
-            continue;
-        }
-        if shard.is_stopping && inbox.depth() == 0 {
-            return shard.parts.state;
-        }
-        if shard.batches_since_publish > 0 {
-            shard.publish_gauges();
-        }
-        if inbox.depth() > 0 {
-            // Requests wait, and the ring has no room: the journal is behind, and needs the core.
-            std::thread::sleep(RING_FULL_PAUSE);
-        } else {
-            inbox.sleep(shard.sleep_limit());
+        match shard.turn(clock.now(), inbox) {
+            Turn::Busy => {}
+            Turn::Idle(limit) => inbox.sleep(limit),
+            Turn::RingFull(pause) => std::thread::sleep(pause),
+            Turn::Ended => return shard.into_state(),
         }
     }
 }
 
 impl Shard {
+    pub fn new(parts: ShardParts) -> Self {
+        let owned: Vec<Slot> = parts.state.slots().collect();
+        let members = owned.iter().map(|slot| parts.state.slot(*slot).member_count()).sum();
+        parts.gauges.add_members(parts.index, members);
+        let mut shard = Self {
+            now: NodeTime::default(),
+            requests: Vec::with_capacity(parts.batch),
+            effects: Effects::default(),
+            entries: Vec::new(),
+            is_port_dirty: vec![false; parts.ports.len()],
+            walks: VecDeque::new(),
+            walk_at: 0,
+            owned,
+            batches_since_publish: 0,
+            is_stopping: false,
+            parts,
+        };
+        shard.publish_gauges();
+        shard
+    }
+
+    pub fn into_state(self) -> ShardState {
+        self.parts.state
+    }
+
+    /// One turn: messages, a batch of requests, holds whose time has come, a slot of a walk.
+    pub fn turn(&mut self, now: NodeTime, inbox: &Inbox) -> Turn {
+        self.now = now;
+        if !self.hand_over() {
+            return Turn::RingFull(HAND_OVER_PAUSE);
+        }
+        let mut is_idle = self.take_messages(inbox);
+        is_idle &= self.decide_batch(inbox);
+        is_idle &= self.expire();
+        is_idle &= self.walk();
+        if !self.hand_over() {
+            return Turn::RingFull(HAND_OVER_PAUSE);
+        }
+        if !is_idle {
+            return Turn::Busy;
+        }
+        if self.is_stopping && inbox.depth() == 0 {
+            return Turn::Ended;
+        }
+        if self.batches_since_publish > 0 {
+            self.publish_gauges();
+        }
+        if inbox.depth() > 0 {
+            // Requests wait, and the ring has no room.
+            return Turn::RingFull(RING_FULL_PAUSE);
+        }
+        Turn::Idle(self.sleep_limit())
+    }
+
     fn sleep_limit(&self) -> Duration {
         if !self.walks.is_empty() {
             return WALK_PAUSE;
         }
         let Some(at) = self.parts.state.next_expiry() else { return SLEEP_MAX };
-        let ms = at.get().saturating_sub(self.parts.clock.now().get());
+        let ms = at.get().saturating_sub(self.now.get());
         Duration::from_millis(ms.max(1)).min(SLEEP_MAX)
     }
 
@@ -160,8 +207,7 @@ impl Shard {
 
     fn change(&mut self, sale: SaleIndex, change: SaleChange, done: Acknowledge) {
         self.parts.state.catalog_mut().change(sale, change);
-        let seen =
-            ChangeSeen { shard: self.parts.index as u16, sale, change, at: self.parts.clock.now() };
+        let seen = ChangeSeen { shard: self.parts.index as u16, sale, change, at: self.now };
         let mut record = Vec::new();
         seen.encode(CONTROL, &mut record);
         self.push_call(&record, 1, done);
@@ -179,7 +225,7 @@ impl Shard {
             return true;
         }
         let requests = std::mem::take(&mut self.requests);
-        let now = self.parts.clock.now();
+        let now = self.now;
         let member_of = |request: &Request| match request.command {
             Command::Redeem { member, .. } => Some(member),
             _ => None,
@@ -269,24 +315,26 @@ impl Shard {
         (entries / 2).min(bytes / RECORD_BYTES_MAX)
     }
 
-    /// Hands the batch to the journal.
-    fn hand_over(&mut self) {
+    /// Hands the batch to the journal; `false` where the ring to it is full.
+    ///
+    /// Room for decisions was seen before they were made. Only a burst of messages, each with an
+    /// entry of its own, can outgrow it: then the shard waits for the journal.
+    fn hand_over(&mut self) -> bool {
         if self.entries.is_empty() {
-            return;
+            return true;
         }
-        self.parts.gauges.add_records(self.parts.index, self.effects.record_count);
-        // Room for decisions was seen before they were made. Only a burst of messages, each with
-        // an entry of its own, can outgrow it: then the shard waits for the journal.
-        while !self.parts.producer.try_push_batch(&self.effects.records, &mut self.entries) {
-            self.parts.producer.wake();
-            std::thread::sleep(Duration::from_micros(100));
-        }
+        let is_pushed =
+            self.parts.producer.try_push_batch(&self.effects.records, &mut self.entries);
         self.parts.producer.wake();
-        self.effects.clear();
+        if is_pushed {
+            self.parts.gauges.add_records(self.parts.index, self.effects.record_count);
+            self.effects.clear();
+        }
+        is_pushed
     }
 
     fn expire(&mut self) -> bool {
-        let now = self.parts.clock.now();
+        let now = self.now;
         if self.parts.state.next_expiry().is_none_or(|at| at > now) {
             return true;
         }
@@ -315,7 +363,7 @@ impl Shard {
                 }
                 SlotWalk::Visit(visitor) => self.report(slot, Arc::clone(visitor)),
                 SlotWalk::DropKeys { sale, .. } => {
-                    let now = self.parts.clock.now();
+                    let now = self.now;
                     let before = Marks::of(&self.effects);
                     self.parts.state.drop_keys(slot, *sale, now, &mut self.effects);
                     self.add_step(before, None);

@@ -13,3 +13,6 @@ pub mod message;
 pub mod port;
 pub mod recover;
 pub mod snapshotter;
+
+#[cfg(test)]
+mod stepped;
