@@ -8,6 +8,7 @@ mod db;
 mod import;
 mod journal;
 mod kafka;
+mod letters;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -104,13 +105,57 @@ struct ServeArgs {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 struct PersistArgs {
+    #[command(subcommand)]
+    command: Option<PersistCommand>,
     /// Settings; config/onrush.toml where it is there, else built-in values
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The data folder, for database shards that are files in it [default: ./data]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum PersistCommand {
+    /// Records that could not be applied, and those that wait for them
+    #[command(subcommand)]
+    DeadLetters(LettersCommand),
+}
+
+/// Which databases.
+#[derive(Args)]
+struct LettersArgs {
+    /// Settings; config/onrush.toml where it is there, else built-in values
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The data folder, for database shards that are files in it [default: ./data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum LettersCommand {
+    /// Print them, a line each: SHARD/ID, member, record, reason
+    #[command(after_help = "Exit codes: 0 there are none, 1 there are some, 2 could not look.
+
+Example: onrush persist dead-letters list --data ./data")]
+    List(LettersArgs),
+    /// Print one whole
+    #[command(after_help = "Example: onrush persist dead-letters show 2/17")]
+    Show {
+        /// As the list says
+        #[arg(value_name = "SHARD/ID")]
+        name: String,
+        #[command(flatten)]
+        of: LettersArgs,
+    },
+    /// Apply those that fit by now, in order. A running persist does so too, every minute
+    #[command(after_help = "Exit codes: 0 none is left, 1 some are, 2 could not look.
+
+Example: onrush persist dead-letters retry --config config/onrush.toml")]
+    Retry(LettersArgs),
 }
 
 #[derive(Subcommand)]
@@ -334,6 +379,15 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn persist(args: PersistArgs) -> anyhow::Result<ExitCode> {
+    if let Some(PersistCommand::DeadLetters(command)) = args.command {
+        return match command {
+            LettersCommand::List(of) => letters::list(of.config.as_deref(), of.data),
+            LettersCommand::Show { name, of } => {
+                letters::show(of.config.as_deref(), of.data, &name)
+            }
+            LettersCommand::Retry(of) => letters::retry(of.config.as_deref(), of.data),
+        };
+    }
     crash::arm_from_env().map_err(anyhow::Error::msg)?;
     let overrides = Overrides { data: args.data, ..Overrides::default() };
     let config = Config::load(args.config.as_deref(), overrides)?;

@@ -10,6 +10,7 @@ pub mod apply;
 pub mod driver;
 pub mod embedded;
 pub mod lazy;
+pub mod letters;
 pub mod lost_tail;
 pub mod mysql;
 pub mod rows;

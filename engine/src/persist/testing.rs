@@ -99,6 +99,11 @@ impl Generator {
         self.frames.append(self.at(), records)
     }
 
+    /// Lets time go by.
+    pub fn skip_ms(&mut self, ms: u64) {
+        self.now += ms;
+    }
+
     /// Appends frames of random size until `count` more records are in.
     pub fn write(&mut self, count: usize) {
         let goal = self.written.len() + count;

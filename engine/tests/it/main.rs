@@ -27,3 +27,5 @@ mod persist_crash;
 mod settings;
 mod stack_brokers;
 mod stack_kafka;
+mod stack_mysql;
+mod stack_servers;

@@ -9,8 +9,8 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flavour {
@@ -48,6 +48,19 @@ pub fn shared(flavour: Flavour) -> &'static Servers {
         Flavour::MariaDb => &MARIADB,
     };
     cell.get_or_init(|| Servers::start(flavour, 1, 1))
+}
+
+/// Servers of their own for tests that stop, freeze or misconfigure them; those take turns.
+pub fn rough(flavour: Flavour) -> (MutexGuard<'static, ()>, &'static Servers) {
+    static MYSQL: OnceLock<Servers> = OnceLock::new();
+    static MARIADB: OnceLock<Servers> = OnceLock::new();
+    static TURNS: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
+    let turn = TURNS[flavour as usize].lock().unwrap_or_else(PoisonError::into_inner);
+    let cell = match flavour {
+        Flavour::MySql => &MYSQL,
+        Flavour::MariaDb => &MARIADB,
+    };
+    (turn, cell.get_or_init(|| Servers::start(flavour, 1, 0)))
 }
 
 fn clone_dir() -> &'static Path {
@@ -113,6 +126,11 @@ impl Servers {
     }
     pub fn url(&self, server: &str, database: &str) -> String {
         format!("mysql://onrush@127.0.0.1:{}/{database}", self.port(server))
+    }
+    /// The same, for the administrator; no database.
+    pub fn admin_url(&self, server: &str) -> String {
+        let (password, port) = (self.admin_password(), self.port(server));
+        format!("mysql://admin:{password}@127.0.0.1:{port}/")
     }
     /// A name that no other test uses; user `onrush` may create it.
     pub fn fresh_name(&self) -> String {

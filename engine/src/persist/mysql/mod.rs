@@ -17,6 +17,8 @@ mod write;
 pub use months::Month;
 pub use partitions::{PARTITIONED, PartitionInfo, list as list_partitions};
 pub use read::MySqlReader;
+#[cfg(test)]
+pub use read::READS;
 pub use schema::{NEWEST, SchemaStatus, migrate, status};
 pub use write::MySqlStore;
 

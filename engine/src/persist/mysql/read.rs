@@ -92,18 +92,45 @@ impl MySqlReader {
     }
 }
 
-pub const REDEMPTION: &str = "SELECT id, member, journal, item, quantity, points, state, `key`,
-    expires_at, updated_at, units_back, seq FROM redemptions";
-const ENTRY: &str =
-    "SELECT journal, seq, leg, account, member, amount, kind, redemption, at FROM ledger";
-const ACCOUNT: &str = "SELECT member, free, held, journal, last_seq FROM accounts";
+/// The statements of the API's reads, and the index that each must use.
+macro_rules! reads {
+    ($($name:ident, $label:literal, $index:literal, $($sql:expr),+;)+) => {
+        $(const $name: &str = concat!($($sql),+);)+
+        /// By their names, for a test that explains them.
+        #[cfg(test)]
+        pub const READS: &[(&str, &str, &str)] = &[$(($label, $name, $index)),+];
+    };
+}
 
-/// The statements of the API's reads, as a test explains them.
-pub const BY_ID: &str = "WHERE id = ?";
-pub const OF_MEMBER: &str = "WHERE member = ? AND id < ? ORDER BY id DESC LIMIT ?";
-pub const BY_KEY: &str = "WHERE member = ? AND `key` = ? ORDER BY id DESC LIMIT 1";
-pub const OF_ITEM: &str = "WHERE journal = ? AND item = ? AND id < ? ORDER BY id DESC LIMIT ?";
-pub const STATEMENT: &str = "WHERE member = ? AND account <= 2 AND id < ? ORDER BY id DESC LIMIT ?";
+macro_rules! redemption {
+    () => {
+        "SELECT id, member, journal, item, quantity, points, state, `key`, expires_at, \
+         updated_at, units_back, seq FROM redemptions"
+    };
+}
+macro_rules! entry {
+    () => {
+        "SELECT journal, seq, leg, account, member, amount, kind, redemption, at FROM ledger"
+    };
+}
+macro_rules! account {
+    () => {
+        "SELECT member, free, held, journal, last_seq FROM accounts"
+    };
+}
+
+reads! {
+    BY_ID, "redemption", "PRIMARY", redemption!(), " WHERE id = ?";
+    OF_MEMBER, "redemptions_of", "redemptions_by_member",
+        redemption!(), " WHERE member = ? AND id < ? ORDER BY id DESC LIMIT ?";
+    BY_KEY, "redemption_by_key", "redemptions_by_member",
+        redemption!(), " WHERE member = ? AND `key` = ? ORDER BY id DESC LIMIT 1";
+    OF_ITEM, "redemptions_of_item", "redemptions_by_item",
+        redemption!(), " WHERE journal = ? AND item = ? AND id < ? ORDER BY id DESC LIMIT ?";
+    ACCOUNT, "account", "PRIMARY", account!(), " WHERE member = ?";
+    STATEMENT, "statement", "ledger_by_member",
+        entry!(), " WHERE member = ? AND account <= 2 AND id < ? ORDER BY id DESC LIMIT ?";
+}
 
 fn id_bytes(id: u128) -> Vec<u8> {
     id.to_be_bytes().to_vec()
@@ -111,8 +138,7 @@ fn id_bytes(id: u128) -> Vec<u8> {
 
 impl StoreReader for MySqlReader {
     fn redemption(&self, id: RedemptionId) -> Result<Option<RedemptionRow>, StoreError> {
-        let sql = format!("{REDEMPTION} {BY_ID}");
-        let rows = self.rows(&sql, (id_bytes(id.get()),), redemption_at)?;
+        let rows = self.rows(BY_ID, (id_bytes(id.get()),), redemption_at)?;
         Ok(rows.into_iter().next())
     }
 
@@ -122,9 +148,8 @@ impl StoreReader for MySqlReader {
         before: Option<RedemptionId>,
         limit: u16,
     ) -> Result<Vec<RedemptionRow>, StoreError> {
-        let sql = format!("{REDEMPTION} {OF_MEMBER}");
         let before = before.map_or(u128::MAX, RedemptionId::get);
-        self.rows(&sql, (member.get(), id_bytes(before), limit), redemption_at)
+        self.rows(OF_MEMBER, (member.get(), id_bytes(before), limit), redemption_at)
     }
 
     fn redemptions_of_item(
@@ -134,10 +159,9 @@ impl StoreReader for MySqlReader {
         before: Option<RedemptionId>,
         limit: u16,
     ) -> Result<Vec<RedemptionRow>, StoreError> {
-        let sql = format!("{REDEMPTION} {OF_ITEM}");
         let before = before.map_or(u128::MAX, RedemptionId::get);
         let key = (journal.get(), item.get(), id_bytes(before), limit);
-        self.rows(&sql, key, redemption_at)
+        self.rows(OF_ITEM, key, redemption_at)
     }
 
     fn redemption_by_key(
@@ -145,14 +169,12 @@ impl StoreReader for MySqlReader {
         member: MemberId,
         key: KeyHash,
     ) -> Result<Option<RedemptionRow>, StoreError> {
-        let sql = format!("{REDEMPTION} {BY_KEY}");
-        let rows = self.rows(&sql, (member.get(), id_bytes(key.get())), redemption_at)?;
+        let rows = self.rows(BY_KEY, (member.get(), id_bytes(key.get())), redemption_at)?;
         Ok(rows.into_iter().next())
     }
 
     fn account(&self, member: MemberId) -> Result<Option<AccountRow>, StoreError> {
-        let sql = format!("{ACCOUNT} WHERE member = ?");
-        Ok(self.rows(&sql, (member.get(),), account_at)?.into_iter().next())
+        Ok(self.rows(ACCOUNT, (member.get(),), account_at)?.into_iter().next())
     }
 
     fn statement(
@@ -161,9 +183,8 @@ impl StoreReader for MySqlReader {
         before: Option<StatementCursor>,
         limit: u16,
     ) -> Result<Vec<LedgerRow>, StoreError> {
-        let sql = format!("{ENTRY} {STATEMENT}");
         let before = before.map_or(u128::MAX, |c| LedgerId::at(c).get());
-        self.rows(&sql, (member.get(), id_bytes(before), limit), entry_at)
+        self.rows(STATEMENT, (member.get(), id_bytes(before), limit), entry_at)
     }
 
     fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError> {
@@ -271,13 +292,13 @@ impl ConsistentRead for Moment<'_> {
         self.each(sql, change_at, see)
     }
     fn each_account(&self, see: &mut dyn FnMut(AccountRow)) -> Result<(), StoreError> {
-        self.each(&format!("{ACCOUNT} ORDER BY member"), account_at, see)
+        self.each(concat!(account!(), " ORDER BY member"), account_at, see)
     }
     fn each_redemption(&self, see: &mut dyn FnMut(RedemptionRow)) -> Result<(), StoreError> {
-        self.each(&format!("{REDEMPTION} ORDER BY id"), redemption_at, see)
+        self.each(concat!(redemption!(), " ORDER BY id"), redemption_at, see)
     }
     fn each_entry(&self, see: &mut dyn FnMut(LedgerRow)) -> Result<(), StoreError> {
-        self.each(&format!("{ENTRY} ORDER BY journal, seq, leg"), entry_at, see)
+        self.each(concat!(entry!(), " ORDER BY journal, seq, leg"), entry_at, see)
     }
 }
 

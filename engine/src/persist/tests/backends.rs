@@ -62,18 +62,31 @@ pub struct Databases {
     layout: Layout,
     /// The servers, and what the databases' names begin with.
     server: Option<(&'static Servers, String)>,
+    /// Where the store finds its server, if not where it is: a proxy.
+    pub port: Option<u16>,
+    pub patience: Duration,
 }
 
 impl Databases {
     pub fn new(on: On, layout: Layout) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let flavour = match on {
-            On::Sqlite | On::Kafka => return Self { folder, layout, server: None },
+            On::Sqlite | On::Kafka => {
+                let patience = Duration::from_secs(30);
+                return Self { folder, layout, server: None, port: None, patience };
+            }
             On::MySql => Flavour::MySql,
             On::MariaDb => Flavour::MariaDb,
         };
-        let server = shared(flavour);
-        let databases = Self { folder, layout, server: Some((server, server.fresh_name())) };
+        Self::on(shared(flavour), layout)
+    }
+
+    /// On these servers.
+    pub fn on(server: &'static Servers, layout: Layout) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (patience, names) = (Duration::from_secs(30), server.fresh_name());
+        let databases =
+            Self { folder, layout, server: Some((server, names)), port: None, patience };
         for shard in layout.shards() {
             let name = databases.name(shard);
             let create = format!("CREATE DATABASE {name} CHARACTER SET utf8mb4");
@@ -90,16 +103,16 @@ impl Databases {
         self.folder.path()
     }
 
-    fn name(&self, shard: DatabaseShard) -> String {
+    pub fn name(&self, shard: DatabaseShard) -> String {
         let (_, name) = self.server.as_ref().expect("a server's");
         format!("{name}_{}", shard.get())
     }
 
     pub fn endpoint(&self, shard: DatabaseShard) -> Endpoint {
         let (server, _) = self.server.as_ref().expect("a server's");
-        let url = server.url("db-0", &self.name(shard));
-        let patience = Duration::from_secs(30);
-        Endpoint::new(&url, Some(&server.password()), patience, patience).unwrap()
+        let port = self.port.unwrap_or_else(|| server.port("db-0"));
+        let url = format!("mysql://onrush@127.0.0.1:{port}/{}", self.name(shard));
+        Endpoint::new(&url, Some(&server.password()), self.patience, self.patience).unwrap()
     }
 
     pub fn store(&self, shard: DatabaseShard) -> AnyStore {
@@ -133,6 +146,33 @@ impl Databases {
         self.first_cell(shard, sql).unwrap_or_default()
     }
 
+    /// The tables of a database shard, views left out.
+    fn tables(&self, shard: DatabaseShard) -> Vec<String> {
+        let sql =
+            "SELECT GROUP_CONCAT(TABLE_NAME ORDER BY TABLE_NAME) FROM information_schema.TABLES
+                   WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE'";
+        self.text(shard, sql).split(',').map(str::to_owned).collect()
+    }
+
+    /// Copies a server's database shard aside; the copy's name.
+    pub fn back_up(&self, shard: DatabaseShard) -> String {
+        let (from, to) = (self.name(shard), format!("{}_copy", self.name(shard)));
+        self.execute(shard, &format!("CREATE DATABASE {to}"));
+        for table in self.tables(shard) {
+            self.execute(shard, &format!("CREATE TABLE {to}.{table} LIKE {from}.{table}"));
+            self.execute(shard, &format!("INSERT INTO {to}.{table} SELECT * FROM {from}.{table}"));
+        }
+        to
+    }
+
+    /// Sets it back to that copy, in place, whoever is at work on it.
+    pub fn restore(&self, shard: DatabaseShard, copy: &str) {
+        for table in self.tables(shard) {
+            self.execute(shard, &format!("DELETE FROM {table}"));
+            self.execute(shard, &format!("INSERT INTO {table} SELECT * FROM {copy}.{table}"));
+        }
+    }
+
     /// The first cell of the first row, as text.
     fn first_cell(&self, shard: DatabaseShard, sql: &str) -> Option<String> {
         if let Some((server, _)) = &self.server {
@@ -152,17 +192,63 @@ impl Databases {
     }
 }
 
-/// Runs one statement; the first cell of its first row.
+/// Runs one statement as user `onrush`; the first cell of its first row.
 fn run(url: &str, server: &Servers, sql: &str) -> Option<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let options = mysql_async::Opts::from_url(url).unwrap();
-        let options = mysql_async::OptsBuilder::from_opts(options)
-            .pass(Some(server.password()))
-            .prefer_socket(false);
-        let mut conn = mysql_async::Conn::new(options).await.unwrap();
-        let row: Option<mysql_async::Row> = conn.query_first(sql).await.unwrap();
-        conn.disconnect().await.unwrap();
-        row.and_then(|row| row.get::<Option<String>, _>(0).flatten())
-    })
+    Rival::at(url, Some(server.password())).first_cell(sql)
+}
+
+/// Another session, which stays open.
+pub struct Rival {
+    runtime: tokio::runtime::Runtime,
+    conn: Option<mysql_async::Conn>,
+}
+
+impl Rival {
+    /// As the administrator.
+    pub fn admin(server: &Servers) -> Self {
+        Self::at(&server.admin_url("db-0"), Some(server.admin_password()))
+    }
+
+    pub fn at(url: &str, password: Option<String>) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let conn = runtime.block_on(async {
+            let options = mysql_async::Opts::from_url(url).unwrap();
+            let options = mysql_async::OptsBuilder::from_opts(options).pass(password);
+            mysql_async::Conn::new(options.prefer_socket(false)).await.unwrap()
+        });
+        Self { runtime, conn: Some(conn) }
+    }
+
+    /// Runs a statement; its rows as texts.
+    pub fn try_rows(&mut self, sql: &str) -> mysql_async::Result<Vec<Vec<(String, String)>>> {
+        let conn = self.conn.as_mut().expect("open until it is dropped");
+        let rows: Vec<mysql_async::Row> = self.runtime.block_on(conn.query(sql))?;
+        let text = |row: mysql_async::Row| {
+            let names = row.columns().iter().map(|c| c.name_str().into_owned()).collect::<Vec<_>>();
+            let cells = row.unwrap().into_iter().map(|v| {
+                mysql_async::from_value_opt::<Option<Vec<u8>>>(v).map_or_else(
+                    |e| e.to_string(),
+                    |b| String::from_utf8_lossy(&b.unwrap_or_default()).into_owned(),
+                )
+            });
+            names.into_iter().zip(cells).collect()
+        };
+        Ok(rows.into_iter().map(text).collect())
+    }
+
+    pub fn rows(&mut self, sql: &str) -> Vec<Vec<(String, String)>> {
+        self.try_rows(sql).unwrap_or_else(|e| panic!("{sql}: {e}"))
+    }
+
+    pub fn first_cell(&mut self, sql: &str) -> Option<String> {
+        self.rows(sql).into_iter().next()?.into_iter().next().map(|(_, cell)| cell)
+    }
+}
+
+impl Drop for Rival {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            let _ = self.runtime.block_on(conn.disconnect());
+        }
+    }
 }

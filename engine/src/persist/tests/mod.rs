@@ -8,6 +8,8 @@ mod letters;
 mod over_kafka;
 mod running;
 mod schema;
+mod server_faults;
+mod server_schema;
 #[path = "../../../tests/it/stack_brokers.rs"]
 mod stack_brokers;
 #[path = "../../../tests/it/stack_servers.rs"]
@@ -70,6 +72,19 @@ macro_rules! also_over_kafka {
 }
 use also_over_kafka;
 use over_kafka::{AnyLog, Rig};
+
+/// The same, for tests that are about the real servers.
+macro_rules! on_every_server {
+    ($($test:ident),* $(,)?) => {
+        mod stack_mysql {
+            $(#[test] fn $test() { super::$test(super::Flavour::MySql); })*
+        }
+        mod stack_mariadb {
+            $(#[test] fn $test() { super::$test(super::Flavour::MariaDb); })*
+        }
+    };
+}
+use on_every_server;
 
 /// When a transaction is to fail: counts down to each.
 #[derive(Default)]
@@ -165,23 +180,31 @@ struct Bench {
 
 impl Bench {
     fn new(on: On, seed: u64, records: usize) -> Self {
-        let mut generator = Generator::new(seed, 60);
-        generator.write(records);
-        let mut bench = Self {
-            databases: Databases::new(on, layout()),
-            generator,
-            status: Arc::new(PersistStatus::new(layout())),
-            faults: Vec::new(),
-            writers: Vec::new(),
-            now: 0,
-            rig: None,
-        };
+        let mut bench = Self::unstarted(Databases::new(on, layout()), seed, records);
         if on == On::Kafka {
             layout().shards().for_each(|shard| drop(bench.databases.store(shard)));
             bench.rig = Some(Rig::start(bench.generator.frames.clone(), bench.path()));
         }
         bench.restart(64);
         bench
+    }
+    fn with(databases: Databases, seed: u64, records: usize) -> Self {
+        let mut bench = Self::unstarted(databases, seed, records);
+        bench.restart(64);
+        bench
+    }
+    fn unstarted(databases: Databases, seed: u64, records: usize) -> Self {
+        let mut generator = Generator::new(seed, 60);
+        generator.write(records);
+        Self {
+            databases,
+            generator,
+            status: Arc::new(PersistStatus::new(layout())),
+            faults: Vec::new(),
+            writers: Vec::new(),
+            now: 0,
+            rig: None,
+        }
     }
     fn path(&self) -> &Path {
         self.databases.folder()

@@ -3,14 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use super::{HashSet, ShardWriter};
-use crate::kernel::record::Record;
-use crate::persist::apply::{At, DataError};
-use crate::persist::store::{Letter, LetterId, Offsets, Store, StoreBatch, StoreError};
+use crate::persist::letters;
+use crate::persist::store::{Store, StoreError};
 use crate::ship::log::Log;
 use crate::units::{MemberId, Slot};
-
-/// Letters read at a time.
-const LETTER_PAGE: u32 = 256;
 
 /// Whose records wait behind a dead letter.
 #[derive(Default)]
@@ -42,60 +38,19 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         if self.parked.is_empty() {
             return Ok(());
         }
-        let mut still = Parked::default();
-        let mut after = LetterId(i64::MIN);
-        loop {
-            let page = self.store.letters(after, LETTER_PAGE)?;
-            let Some((last, _)) = page.last() else { break };
-            after = *last;
-            for (id, letter) in page {
-                if still.holds(letter.slot, letter.member) {
-                    continue;
-                }
-                match self.apply_letter(id, &letter) {
-                    Ok(()) => {
-                        self.shard_status().letters.fetch_sub(1, Ordering::Relaxed);
-                    }
-                    Err(StoreError::Data(error)) => {
-                        self.store.letter_failed(id, &error.to_string())?;
-                        still.insert(letter.slot, letter.member);
-                    }
-                    Err(other) => return Err(other),
-                }
-            }
-        }
-        self.parked = still;
-        Ok(())
-    }
-
-    fn apply_letter(&mut self, id: LetterId, letter: &Letter) -> Result<(), StoreError> {
-        let (_, record) = Record::take(&mut &letter.record[..])
-            .map_err(|e| DataError::Undecodable(e.to_string()))?;
-        self.effects.clear(self.shard.is_home());
-        let at = At { journal: letter.stream.journal, seq: letter.seq, slot: letter.slot };
-        self.effects.add(at, &record, &letter.record)?;
-        self.store.apply(&StoreBatch {
-            moves: &[],
-            effects: &self.effects,
-            letters: &[],
-            applied: &[id],
-            offsets: Offsets::default(),
-        })
+        letters::retry(&mut self.store)?;
+        self.load_parked()
     }
 
     /// Learns from the database who is parked.
     pub(super) fn load_parked(&mut self) -> Result<(), StoreError> {
-        self.parked = Parked::default();
-        let (mut after, mut count) = (LetterId(i64::MIN), 0);
-        loop {
-            let page = self.store.letters(after, LETTER_PAGE)?;
-            let Some((last, _)) = page.last() else { break };
-            after = *last;
-            count += page.len() as u64;
-            for (_, letter) in page {
-                self.parked.insert(letter.slot, letter.member);
-            }
-        }
+        let (mut parked, mut count) = (Parked::default(), 0);
+        letters::each(&mut self.store, |_, _, letter| {
+            parked.insert(letter.slot, letter.member);
+            count += 1;
+            Ok(())
+        })?;
+        self.parked = parked;
         self.shard_status().letters.store(count, Ordering::Relaxed);
         Ok(())
     }

@@ -1,0 +1,246 @@
+//! The real node on real `MySQL` and `MariaDB` servers, end to end.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use mysql_async::prelude::Queryable as _;
+
+use crate::e2e::{Node, Site, onrush, run, turn, wait_until};
+use crate::e2e_client::Wish;
+use crate::stack_servers::{Flavour, Servers};
+
+const SALE: &str = "sale";
+const MEMBERS: u64 = 3_000;
+
+/// A site whose rows go to two database shards on these servers.
+fn site_on(servers: &Servers) -> (Site, String) {
+    let name = servers.fresh_name();
+    let mut site = Site::new();
+    let urls: Vec<String> = (0..2)
+        .map(|shard| {
+            let server = format!("db-{shard}");
+            sql(servers, &server, "", &format!("CREATE DATABASE {name}"));
+            format!("\"{}\"", servers.url(&server, &name))
+        })
+        .collect();
+    site.set("store.kind", "\"mysql\"");
+    site.set("store.mysql.urls", &format!("[{}]", urls.join(", ")));
+    let password = servers.password_file();
+    site.set("store.mysql.password_file", &format!("\"{}\"", password.display()));
+    site.set("store.mysql.read_timeout_ms", "2000");
+    (site, name)
+}
+
+/// Runs a command of the binary with the site's settings.
+fn command(site: &Site, args: &[&str]) -> (Option<i32>, String, String) {
+    drop(site.serve());
+    run(onrush().args(args).arg("--config").arg(site.path("onrush.toml")))
+}
+
+/// Rows of a statement, as texts.
+fn sql(servers: &Servers, server: &str, database: &str, sql: &str) -> Vec<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let url = servers.url(server, database);
+        let options = mysql_async::Opts::from_url(&url).unwrap();
+        let options = mysql_async::OptsBuilder::from_opts(options)
+            .pass(Some(servers.password()))
+            .prefer_socket(false);
+        let mut conn = mysql_async::Conn::new(options).await.unwrap();
+        let rows: Vec<mysql_async::Row> = conn.query(sql).await.unwrap();
+        conn.disconnect().await.unwrap();
+        let text = |value| {
+            let bytes: Option<Vec<u8>> = mysql_async::from_value(value);
+            String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+        };
+        rows.into_iter().map(|row| row.unwrap().into_iter().map(text).collect()).collect()
+    })
+}
+
+/// Redeems until told to stop; the ids of every 201, with their members.
+fn redeem(node: &Node, stop: &AtomicBool, first: &AtomicU64) -> BTreeMap<String, u64> {
+    let seen = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = node.client();
+                while !stop.load(Ordering::Relaxed) {
+                    let number = first.fetch_add(1, Ordering::Relaxed);
+                    let member = 1 + number % MEMBERS;
+                    let wish = Wish::new(member, format!("k{number}"), SALE, "thing");
+                    let Ok(reply) = client.try_redeem(&wish) else { continue };
+                    if reply.status == 201 {
+                        let id = reply.json()["id"].as_str().unwrap().to_owned();
+                        seen.lock().unwrap().insert(id, member);
+                    }
+                }
+            });
+        }
+    });
+    seen.into_inner().unwrap()
+}
+
+/// Every redemption of both database shards: id, member, state.
+fn stored(servers: &Servers, name: &str) -> Vec<Vec<String>> {
+    let query = "SELECT redemption, member, state FROM redemption_list";
+    let of = |server| sql(servers, server, name, query);
+    [of("db-0"), of("db-1")].concat()
+}
+
+fn wait_stored(servers: &Servers, name: &str, count: usize) {
+    let query = "SELECT count(*) FROM redemptions";
+    let of = |server| sql(servers, server, name, query)[0][0].parse::<usize>().unwrap();
+    let is_there = || of("db-0") + of("db-1") >= count;
+    wait_until("everything is stored", Duration::from_mins(1), is_there);
+}
+
+fn every_201_is_stored_once_though_the_databases_are_killed(flavour: Flavour) {
+    let _turn = turn();
+    let servers = Servers::start(flavour, 2, 0);
+    let (site, name) = site_on(&servers);
+    let (code, out, err) = command(&site, &["db", "status"]);
+    assert_eq!(code, Some(1), "an empty database is told: {out}{err}");
+    let (code, out, err) = command(&site, &["db", "migrate"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+
+    let node = site.start();
+    node.import_members(1, MEMBERS, 1_000_000);
+    node.open_sale(SALE, 3_600_000, &[("thing", 10, 1_000_000, 1_000)]);
+    let (stop, first) = (AtomicBool::new(false), AtomicU64::new(0));
+    let answered = thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..3 {
+                for server in ["db-0", "db-1"] {
+                    thread::sleep(Duration::from_millis(300));
+                    servers.kill(server);
+                    thread::sleep(Duration::from_millis(200 * round));
+                    servers.restart(server);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        redeem(&node, &stop, &first)
+    });
+    println!("{} redemptions, 6 kills", answered.len());
+    assert!(answered.len() > 300, "the sale went on: {}", answered.len());
+    wait_stored(&servers, &name, answered.len());
+    let rows = stored(&servers, &name);
+    for row in &rows {
+        let [id, member, state] = &row[..] else { panic!("{row:?}") };
+        assert_eq!(state, "confirmed");
+        let expected = answered.get(id).unwrap_or_else(|| panic!("{id}: nobody was told"));
+        assert_eq!(member, &expected.to_string());
+    }
+    assert_eq!(rows.len(), answered.len(), "each once");
+    for server in ["db-0", "db-1"] {
+        let books = "SELECT COALESCE(SUM(amount), 0) FROM ledger";
+        assert_eq!(sql(&servers, server, &name, books)[0][0], "0");
+        let held = "SELECT count(*) FROM dead_letters";
+        assert_eq!(sql(&servers, server, &name, held)[0][0], "0");
+    }
+    let (code, out, err) = command(&site, &["db", "status"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(node.stop().success());
+}
+
+/// A node starts, sells and ends in front of databases that are down, and stores all of it later.
+fn a_node_starts_and_sells_in_front_of_dead_databases(flavour: Flavour) {
+    let _turn = turn();
+    let servers = Servers::start(flavour, 2, 0);
+    let (mut site, name) = site_on(&servers);
+    site.set("node.drain_deadline_ms", "4000");
+    assert_eq!(command(&site, &["db", "migrate"]).0, Some(0));
+    servers.kill("db-0");
+    servers.kill("db-1");
+    let (code, out, _) = command(&site, &["db", "status"]);
+    assert_eq!(code, Some(2), "they cannot be reached: {out}");
+    let node = site.start();
+    node.import_members(1, 200, 1_000);
+    node.open_sale(SALE, 3_600_000, &[("thing", 10, 100_000, 1_000)]);
+    let mut client = node.client();
+    for member in 1..=200 {
+        client.redeem(&Wish::new(member, format!("k{member}"), SALE, "thing")).expect(201);
+    }
+    assert!(node.stop().success());
+    let node = site.start();
+    servers.restart("db-0");
+    servers.restart("db-1");
+    wait_stored(&servers, &name, 200);
+    assert_eq!(stored(&servers, &name).len(), 200);
+    assert!(node.stop().success());
+}
+
+/// The operator's way out of a dead letter, while the node runs.
+fn dead_letters_are_listed_shown_and_applied_once_repaired(flavour: Flavour) {
+    let _turn = turn();
+    let servers = Servers::start(flavour, 2, 0);
+    let (site, name) = site_on(&servers);
+    assert_eq!(command(&site, &["db", "migrate"]).0, Some(0));
+    let node = site.start();
+    node.import_members(1, 20, 1_000);
+    node.open_sale(SALE, 3_600_000, &[("thing", 10, 100_000, 1_000)]);
+    let both = |statement: &str| {
+        let of = |server| sql(&servers, server, &name, statement);
+        [of("db-0"), of("db-1")].concat()
+    };
+    wait_until("accounts are stored", Duration::from_secs(30), || {
+        both("SELECT member FROM accounts").len() == 20
+    });
+    let letters = |args: &[&str]| {
+        let args = [&["persist", "dead-letters"], args].concat();
+        let (code, out, err) = command(&site, &args);
+        println!("{args:?}: {code:?}\n{out}{err}");
+        (code, out)
+    };
+    assert_eq!(letters(&["list"]).0, Some(0));
+    both("UPDATE accounts SET free = 995 WHERE member = 7");
+    let mut client = node.client();
+    for key in ["a", "b"] {
+        client.redeem(&Wish::new(7, key, SALE, "thing")).expect(201);
+        client.redeem(&Wish::new(8, key, SALE, "thing")).expect(201);
+    }
+    wait_until("the others are stored", Duration::from_secs(30), || {
+        both("SELECT id FROM dead_letters").len() == 2
+            && both("SELECT 1 FROM redemptions WHERE member = 8").len() == 2
+    });
+    let (code, listed) = letters(&["list"]);
+    assert_eq!(code, Some(1));
+    assert!(listed.contains("dead    member 7") && listed.contains("parked  member 7"), "{listed}");
+    let metrics = node.admin().get("/metrics").expect(200).body;
+    let counted = metrics.lines().filter(|l| l.contains("dead_letters") && l.ends_with(" 2"));
+    assert_eq!(counted.count(), 1, "{metrics}");
+    let id = listed.split_whitespace().next().unwrap();
+    let (code, shown) = letters(&["show", id]);
+    assert_eq!(code, Some(0));
+    assert!(shown.contains("Redeemed"), "{shown}");
+    let (code, out) = letters(&["retry"]);
+    assert_eq!(code, Some(1));
+    assert!(out.contains("0 applied, 2 left"), "{out}");
+    both("UPDATE accounts SET free = 1000 WHERE member = 7");
+    let (code, out) = letters(&["retry"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("2 applied, 0 left"), "{out}");
+    assert_eq!(letters(&["list"]).0, Some(0));
+    assert_eq!(both("SELECT free FROM accounts WHERE member = 7"), [["980"]]);
+    assert!(node.stop().success());
+}
+
+macro_rules! on_both {
+    ($($test:ident),* $(,)?) => {
+        mod mysql {
+            $(#[test] fn $test() { super::$test(super::Flavour::MySql); })*
+        }
+        mod mariadb {
+            $(#[test] fn $test() { super::$test(super::Flavour::MariaDb); })*
+        }
+    };
+}
+
+on_both! {
+    every_201_is_stored_once_though_the_databases_are_killed,
+    a_node_starts_and_sells_in_front_of_dead_databases,
+    dead_letters_are_listed_shown_and_applied_once_repaired,
+}
