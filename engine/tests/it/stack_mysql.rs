@@ -210,7 +210,7 @@ fn dead_letters_are_listed_shown_and_applied_once_repaired(flavour: Flavour) {
     assert_eq!(code, Some(1));
     assert!(listed.contains("dead    member 7") && listed.contains("parked  member 7"), "{listed}");
     let metrics = node.admin().get("/metrics").expect(200).body;
-    let counted = metrics.lines().filter(|l| l.contains("dead_letters") && l.ends_with(" 2"));
+    let counted = metrics.lines().filter(|l| l.contains("dead_letters") && l.ends_with(" 2.0"));
     assert_eq!(counted.count(), 1, "{metrics}");
     let id = listed.split_whitespace().next().unwrap();
     let (code, shown) = letters(&["show", id]);
