@@ -119,16 +119,20 @@ mysql_in_root() {
 
 # Where a root's libraries lie: Debian has moved them below usr.
 mysql_libs() {
-  local triplet
-  triplet=$(basename "$(dirname "$(find "$1" -name libc.so.6 -print -quit)")")
-  echo "$1/usr/lib/$triplet:$1/lib/$triplet"
+  local folder libs=''
+  for folder in "$1"/usr/lib/*-linux-gnu* "$1"/lib/*-linux-gnu*; do
+    [ ! -d "$folder" ] || libs+=${libs:+:}$folder
+  done
+  echo "$libs"
 }
 
 # Through the root's own loader. With mysql_exec=exec the process becomes the program itself.
 exec_in_root() {
   local of=$1 libs=$2 program=$3 loader
   shift 3
-  loader=$(find "$of/lib" "$of/usr/lib" -name 'ld-linux*.so.*' -print -quit 2>/dev/null) || true
+  for loader in "$of"/usr/lib/*-linux-gnu*/ld-linux*.so.* "$of"/lib/*-linux-gnu*/ld-linux*.so.*; do
+    [ ! -f "$loader" ] || break
+  done
   ${mysql_exec:-} "$loader" --library-path "$libs" "$of/usr/$program" "$@"
 }
 
