@@ -196,7 +196,7 @@ fn a_sale_is_stepped_through_its_life_by_hand() {
     world.until("expired", |world, turn| is_idle(turn) && world.units() == [2, 0, 1]);
 
     // So does the sale, and what is remembered of it.
-    world.time.advance(Duration::from_secs(60));
+    world.time.advance(Duration::from_mins(1));
     world.until("ended", |world, turn| is_idle(turn) && phase(world) == SalePhase::Ended);
     world.time.advance(Duration::from_secs(2));
     world.until("forgotten", |world, turn| is_idle(turn) && phase(world) == SalePhase::KeysDropped);
