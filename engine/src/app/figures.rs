@@ -10,8 +10,11 @@ use crate::journal::open::JournalHandle;
 use crate::journal::stats::{BucketCounts, JournalStats};
 use crate::journal::tail::DurableMark;
 use crate::persist::status::PersistStatus;
+use crate::ship::kafka::driver::ShipStatus;
 use crate::stock::gauges::UnitGauges;
-use crate::telemetry::figures::{ItemFigures, JournalFigures, NodeFigures, PersistFigures};
+use crate::telemetry::figures::{
+    ItemFigures, JournalFigures, NodeFigures, PersistFigures, ShipFigures,
+};
 use crate::telemetry::histogram::Buckets;
 use crate::units::ItemIndex;
 
@@ -32,6 +35,7 @@ struct Sources {
 #[derive(Default)]
 pub struct Figures {
     sources: OnceLock<Sources>,
+    ship: OnceLock<Arc<ShipStatus>>,
 }
 
 impl Figures {
@@ -59,6 +63,11 @@ impl Figures {
             clock: Arc::clone(clock),
         };
         assert!(self.sources.set(sources).is_ok(), "a node starts once");
+    }
+
+    /// Called once, where Kafka is the log.
+    pub fn attach_ship(&self, ship: &Arc<ShipStatus>) {
+        assert!(self.ship.set(Arc::clone(ship)).is_ok(), "a node starts once");
     }
 }
 
@@ -108,6 +117,18 @@ impl NodeFigures for Figures {
             }
         });
         figures.collect()
+    }
+
+    fn ship(&self) -> Option<ShipFigures> {
+        let ship = self.ship.get()?;
+        let durable = self.sources.get()?.durable.get().get();
+        Some(ShipFigures {
+            lag_records: durable.saturating_sub(ship.acked_through().get()),
+            records: ship.records.load(Ordering::Relaxed),
+            rewinds: ship.rewinds.load(Ordering::Relaxed),
+            producers: ship.producers.load(Ordering::Relaxed),
+            is_held_up: ship.last_error().is_some(),
+        })
     }
 
     fn snapshot_age_ms(&self) -> Option<u64> {

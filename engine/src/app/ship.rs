@@ -21,7 +21,7 @@ use crate::persist::stores;
 use crate::persist::watch::Watch;
 use crate::persist::writer::{ShardWriter, WriterSettings};
 use crate::shard::recover::Recovered;
-use crate::ship::kafka::driver::{self, Ship};
+use crate::ship::kafka::driver::{self, Ship, ShipStatus};
 use crate::ship::kafka::events::{KnownItem, Teller};
 use crate::ship::kafka::pump::{self, Pump};
 use crate::ship::kafka::teller::{self, RestartPoint, Telling};
@@ -52,6 +52,10 @@ struct Consuming {
 }
 
 impl Shipping {
+    pub fn status(&self) -> &Arc<ShipStatus> {
+        self.ship.status()
+    }
+
     /// How far the events are told; the journal keeps what is behind it.
     pub fn told_through(&self) -> Option<Arc<dyn Fn() -> Seq + Send + Sync>> {
         self.telling.as_ref().map(Telling::through)

@@ -244,6 +244,9 @@ impl Node {
             ports,
         ));
         figures.attach(&journal, config.journal.max_bytes, &status, &gauges, &taken_at, &clock);
+        if let Some(shipping) = &shipping {
+            figures.attach_ship(shipping.status());
+        }
         let (stop_housekeeping, housekeeping_stopped) = bounded::<()>(1);
         let watch = Housekeeping {
             core: Arc::clone(&core),

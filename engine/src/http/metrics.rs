@@ -230,6 +230,18 @@ impl Metrics {
         out.gauges("persist_lag", help, Some(&Unit::Seconds), lags)?;
         let help = "Records set aside because the database shard cannot take them";
         out.gauges("persist_dead_letters", help, None, by_shard(|s| s.dead_letters as f64))?;
+        if let Some(ship) = self.figures.ship() {
+            let help = "Durable records that Kafka does not have yet";
+            out.gauge("ship_lag_records", help, None, ship.lag_records as f64)?;
+            let help = "Records handed to Kafka, those sent again included";
+            out.counter("ship_records", help, None, ship.records)?;
+            let help = "Partitions sent again because a consumer missed records";
+            out.counter("ship_rewinds", help, None, ship.rewinds)?;
+            let help = "Kafka producers made since the start";
+            out.counter("ship_producers", help, None, ship.producers)?;
+            let help = "Whether nothing gets to Kafka just now";
+            out.gauge("ship_held_up", help, None, f64::from(u8::from(ship.is_held_up)))?;
+        }
         if let Some(age) = self.figures.snapshot_age_ms() {
             let help = "Age of the newest snapshot";
             out.gauge("snapshot_age", help, Some(&Unit::Seconds), age as f64 * MS)?;

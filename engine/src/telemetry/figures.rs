@@ -37,11 +37,30 @@ pub struct PersistFigures {
     pub dead_letters: u64,
 }
 
+/// How shipping to Kafka goes, where that is the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShipFigures {
+    /// Durable records that Kafka does not have yet, as far as is known.
+    pub lag_records: u64,
+    /// Records handed to Kafka since the start, those that were sent again included.
+    pub records: u64,
+    /// Partitions that were sent again because a consumer missed records.
+    pub rewinds: u64,
+    /// Producers made: more than one where one could go on no more.
+    pub producers: u64,
+    /// Nothing gets through just now.
+    pub is_held_up: bool,
+}
+
 /// Read at every scrape and every sale's admin view; must not block.
 pub trait NodeFigures: Send + Sync {
     fn item(&self, item: ItemIndex) -> ItemFigures;
     fn journal(&self) -> Option<JournalFigures>;
     fn persist(&self) -> Vec<PersistFigures>;
+    /// `None` without Kafka.
+    fn ship(&self) -> Option<ShipFigures> {
+        None
+    }
     /// Units: milliseconds since the newest snapshot was taken.
     fn snapshot_age_ms(&self) -> Option<u64>;
     fn member_count(&self) -> Option<u64>;
