@@ -234,11 +234,11 @@ impl Metrics {
             let help = "Durable records that Kafka does not have yet";
             out.gauge("ship_lag_records", help, None, ship.lag_records as f64)?;
             let help = "Records handed to Kafka, those sent again included";
-            out.counter("ship_records", help, None, ship.records)?;
+            out.counter("ship_records", help, ship.records)?;
             let help = "Partitions sent again because a consumer missed records";
-            out.counter("ship_rewinds", help, None, ship.rewinds)?;
+            out.counter("ship_rewinds", help, ship.rewinds)?;
             let help = "Kafka producers made since the start";
-            out.counter("ship_producers", help, None, ship.producers)?;
+            out.counter("ship_producers", help, ship.producers)?;
             let help = "Whether nothing gets to Kafka just now";
             out.gauge("ship_held_up", help, None, f64::from(u8::from(ship.is_held_up)))?;
         }
