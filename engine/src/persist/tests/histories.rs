@@ -259,7 +259,23 @@ fn an_idle_partition_lets_segments_go(on: On) {
     assert_eq!(bench.status.persisted_through(), head.next());
 }
 
+fn a_producer_that_can_go_on_no_more_is_replaced_and_nothing_is_lost(on: On) {
+    let mut bench = Bench::new(on, 19, 400);
+    bench.catch_up();
+    for round in 2..5 {
+        bench.generator.write(500);
+        bench.rig.as_ref().expect("over Kafka").ship().break_producer();
+        bench.generator.write(500);
+        bench.catch_up();
+        let made = &bench.rig.as_ref().expect("over Kafka").ship().status().producers;
+        assert_eq!(made.load(Ordering::Relaxed), round, "producers were made");
+    }
+    bench.assert_complete();
+    assert_eq!(bench.status.alarms(), [""; 0]);
+}
+
 also_over_kafka! {
+    a_producer_that_can_go_on_no_more_is_replaced_and_nothing_is_lost,
     a_restart_at_any_point_loses_and_doubles_nothing,
     a_zombie_that_applies_what_another_has_applied_rolls_back_and_reads_again,
     a_transaction_that_was_committed_but_reported_lost_is_not_applied_twice,

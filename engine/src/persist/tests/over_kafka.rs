@@ -93,6 +93,10 @@ impl Rig {
         Self { config, ship: Some(ship), watch: Some(watch), pumps: Vec::new() }
     }
 
+    pub fn ship(&self) -> &Ship {
+        self.ship.as_ref().expect("until it is dropped")
+    }
+
     /// Consumers in a group of their own, beside those that were started before: so these are
     /// zombies, should somebody still ask them.
     pub fn join(&mut self) -> impl Iterator<Item = impl Log + use<>> + use<> {

@@ -94,9 +94,18 @@ struct Control {
     /// End once everything durable is in Kafka.
     is_draining: AtomicBool,
     is_aborted: AtomicBool,
+    /// A test wants the producer to break as librdkafka's own do.
+    #[cfg(test)]
+    breaks: AtomicBool,
 }
 
 impl Ship {
+    /// Puts the producer into librdkafka's fatal state.
+    #[cfg(test)]
+    pub fn break_producer(&self) {
+        self.control.breaks.store(true, Ordering::Relaxed);
+    }
+
     pub fn status(&self) -> &Arc<ShipStatus> {
         &self.status
     }
@@ -263,8 +272,12 @@ impl<F: FrameSource> Driver<F> {
             if self.control.is_aborted.load(Ordering::Relaxed) {
                 return false;
             }
+            #[cfg(test)]
+            if self.control.breaks.swap(false, Ordering::Relaxed) {
+                tests::break_producer(&self.producer);
+            }
             self.hear_standings();
-            self.producer.poll(Duration::ZERO);
+            client::serve_reports(&self.producer);
             self.hear_reports();
             // Rounds as they are now: whatever is taken back while this batch is sent, is skipped.
             let rounds = Partition::all().map(|p| self.shipper.round(p)).collect::<Vec<_>>();
@@ -498,7 +511,18 @@ impl<F: FrameSource> Driver<F> {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::bindings::rd_kafka_test_fatal_error;
+    use rdkafka::types::RDKafkaRespErr;
+
     use super::*;
+
+    #[expect(unsafe_code, reason = "librdkafka's own way to test fatal errors has no safe face")]
+    pub(super) fn break_producer(producer: &BaseProducer<Desk>) {
+        let client = producer.client().native_ptr();
+        let code = RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH;
+        // SAFETY: the client lives as long as `producer`, and the reason ends with a zero.
+        unsafe { rd_kafka_test_fatal_error(client, code, c"broken by a test".as_ptr()) };
+    }
 
     #[test]
     fn a_ticket_comes_back_as_it_went() {

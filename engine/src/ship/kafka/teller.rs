@@ -231,7 +231,7 @@ impl<F: FrameSource> State<F> {
         self.go_to_point(&mut unacked);
         let (mut records, mut events) = (Vec::new(), Vec::new());
         while !self.is_stopped() {
-            self.producer.poll(Duration::ZERO);
+            client::serve_reports(&self.producer);
             if !self.hear_reports(&mut unacked) {
                 self.go_to_point(&mut unacked);
                 continue;

@@ -15,7 +15,8 @@ use crate::ship::partition::PARTITION_COUNT;
 pub const EVENTS_PARTITION_COUNT: usize = 16;
 
 /// How long one question waits for its answer, before it is asked again.
-const TURN: Duration = Duration::from_millis(250);
+const TURN: Duration = Duration::from_millis(200);
+const HEARING: Duration = Duration::from_millis(50);
 
 impl ProducerContext for Ear {
     type DeliveryOpaque = ();
@@ -172,9 +173,10 @@ impl<'a> Topics<'a> {
             match self.probe.client().fetch_metadata(Some(topic), TURN) {
                 Ok(metadata) => return Ok(metadata),
                 Err(error) => {
-                    self.probe.poll(Duration::ZERO);
+                    // Lines of log and errors come one by one.
+                    self.probe.poll(HEARING);
                     let ear = self.probe.context();
-                    waited += TURN;
+                    waited += TURN + HEARING;
                     if waited >= self.within || ear.is_refused() {
                         return Err(ear.why_silent(self.config, self.within, &error));
                     }

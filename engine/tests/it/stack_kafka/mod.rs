@@ -4,6 +4,7 @@
 
 mod events;
 mod faults;
+#[cfg(feature = "kafka-tls")]
 mod secure;
 mod topics;
 

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use super::{PATIENCE, Shop, broker, wait_stored};
-use crate::e2e::{onrush, run, turn, wait_until};
+use super::{Shop, broker, wait_stored};
+use crate::e2e::{onrush, run, turn};
 
 /// The shop's settings, moved to the broker's secure listener.
 fn secured(shop: &mut Shop) {
@@ -78,20 +78,4 @@ fn a_password_that_is_nowhere_is_said_in_one_line() {
     secured(&mut shop);
     shop.site.set("log.kafka.sasl_password_file", "\"/nonexistent/password\"");
     assert_turned_away(&shop, "sasl_password_file /nonexistent/password");
-}
-
-#[test]
-fn a_node_that_is_let_in_later_ships_what_waited() {
-    let _turn = turn();
-    let stack = broker();
-    let shop = Shop::open(stack);
-    stack.order("stop", "kafka-1");
-    let node = shop.site.start();
-    node.import_members(1, 300, 10);
-    stack.order("start", "kafka-1");
-    let _persist = shop.persist("persist.log");
-    wait_stored(&node);
-    wait_until("the node says so", PATIENCE, || !node.log_tail().contains("panicked"));
-    assert!(node.stop().success());
-    shop.site.audit();
 }

@@ -2,7 +2,7 @@
 
 use rdkafka::admin::{NewTopic, TopicReplication};
 
-use super::{Shop, admin_options, block_on, broker};
+use super::{Shop, admin_options, block_on, broker, wait_stored};
 use crate::e2e::{onrush, run, turn};
 
 /// One line on stderr that says so, and exit code 2; from `serve`, `persist` and `kafka check`.
@@ -88,4 +88,29 @@ fn a_node_starts_and_sells_in_front_of_a_kafka_that_does_not_answer() {
     node.import_members(1, 10, 100);
     assert!(node.log_tail().contains("starting without Kafka"), "{}", node.log_tail());
     assert!(node.stop().success());
+}
+
+#[test]
+fn a_node_that_started_without_kafka_ships_what_waited() {
+    let _turn = turn();
+    let stack = broker();
+    let shop = Shop::open(stack);
+    stack.order("stop", "kafka-1");
+    let node = shop.site.start();
+    node.import_members(1, 300, 10);
+    stack.order("start", "kafka-1");
+    let _persist = shop.persist("persist.log");
+    wait_stored(&node);
+    assert!(node.stop().success());
+    shop.site.audit();
+}
+
+#[cfg(not(feature = "kafka-tls"))]
+#[test]
+fn tls_in_a_binary_without_it_is_refused_in_one_line() {
+    for (key, value) in [("log.kafka.tls", "true"), ("log.kafka.sasl_user", "\"mall\"")] {
+        let mut shop = Shop::new(broker());
+        shop.site.set(key, value);
+        assert_refused(&shop, &[key, "built without TLS and SASL", "--features kafka-tls"]);
+    }
 }
