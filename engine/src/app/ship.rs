@@ -1,5 +1,6 @@
 //! The Kafka side of a node, and the persist process: who ships, who watches, who consumes.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use crossbeam::channel::bounded;
 
 use super::StartError;
 use super::drain::Signals;
+use super::persist_metrics;
 use crate::clock::{Clock, NodeClock, RealClock};
 use crate::config::{Config, KafkaConfig, LogKind};
 use crate::journal::disk::RealDisk;
@@ -236,10 +238,10 @@ fn refuse_wrong_stores(open_store: &OpenStore, status: &PersistStatus) -> Result
     Ok(())
 }
 
-/// Runs a persist process until a signal ends it.
+/// Runs a persist process until a signal ends it. `metrics`: where to show how it goes.
 ///
 /// Errors: [`StartError`], before anything is consumed.
-pub fn persist(config: &Config) -> Result<ExitCode, StartError> {
+pub fn persist(config: &Config, metrics: Option<SocketAddr>) -> Result<ExitCode, StartError> {
     if config.log.kind != LogKind::Kafka {
         return Err(StartError::PersistsItself);
     }
@@ -249,6 +251,11 @@ pub fn persist(config: &Config) -> Result<ExitCode, StartError> {
     let open_store = open_store(config);
     let status = Arc::new(PersistStatus::new(layout(config)));
     refuse_wrong_stores(&open_store, &status)?;
+    if let Some(listen) = metrics {
+        let bound = persist_metrics::serve(listen, Arc::clone(&status))
+            .map_err(|error| StartError::Io { what: "cannot listen for metrics", error })?;
+        println!("metrics:   http://{bound}/metrics");
+    }
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     let consumer = Consuming::start(config, &open_store, &status, &clock)?;
     println!(

@@ -52,6 +52,7 @@ the partitions; one that ends, or dies, is replaced by the others within seconds
 
 Examples:
   onrush persist --config config/onrush.toml
+  onrush persist --metrics 127.0.0.1:9101
   ONRUSH__LOG__KIND=kafka ONRUSH__LOG__KAFKA__BOOTSTRAP=kafka-1:9092 onrush persist"
     )]
     Persist(PersistArgs),
@@ -115,6 +116,9 @@ struct PersistArgs {
     /// The data folder, for database shards that are files in it [default: ./data]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Show /metrics and /livez there; port 0 picks one
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
 }
 
 #[derive(Subcommand)]
@@ -392,7 +396,7 @@ fn persist(args: PersistArgs) -> anyhow::Result<ExitCode> {
     let overrides = Overrides { data: args.data, ..Overrides::default() };
     let config = Config::load(args.config.as_deref(), overrides)?;
     telemetry::logs::init().map_err(|e| anyhow::anyhow!("logs: {e}"))?;
-    app::persist(&config).context("cannot persist")
+    app::persist(&config, args.metrics).context("cannot persist")
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {

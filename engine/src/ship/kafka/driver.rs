@@ -138,6 +138,7 @@ pub fn start<F: FrameSource + 'static>(
     let (status, control) = (Arc::new(ShipStatus::default()), Arc::new(Control::default()));
     let mut driver = Driver {
         producer: producer(&config)?,
+        topic: config.topic.as_str().into(),
         config,
         log: JournalLog::new(source, []),
         shipper: Shipper::new(layout),
@@ -259,6 +260,7 @@ struct Driver<F> {
     clock: Arc<dyn Clock>,
     status: Arc<ShipStatus>,
     control: Arc<Control>,
+    topic: Arc<str>,
     message: Vec<u8>,
 }
 
@@ -419,7 +421,7 @@ impl<F: FrameSource> Driver<F> {
     ) -> bool {
         let round = self.shipper.round(partition);
         let ticket = Ticket { partition, round, seq }.pack() as usize;
-        let topic = self.config.topic.clone();
+        let topic = Arc::clone(&self.topic);
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&topic, ticket)
             .partition(i32::from(partition.get()))
             .payload(payload);

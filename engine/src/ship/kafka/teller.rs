@@ -123,6 +123,7 @@ pub fn start<F: FrameSource + 'static>(
     shared.through.store(point.seq, Ordering::Release);
     let mut state = State {
         producer: producer(&config)?,
+        topic: config.events_topic.as_str().into(),
         config,
         source,
         teller: point.teller.clone(),
@@ -198,6 +199,7 @@ struct Pending {
 }
 
 struct State<F> {
+    topic: Arc<str>,
     config: KafkaConfig,
     producer: BaseProducer<Desk>,
     source: F,
@@ -340,7 +342,7 @@ impl<F: FrameSource> State<F> {
         let payload = event.body.to_string();
         let content_type =
             Header { key: "content-type", value: Some("application/cloudevents+json") };
-        let topic = self.config.events_topic.clone();
+        let topic = Arc::clone(&self.topic);
         let mut record = BaseRecord::<str, str, usize>::with_opaque_to(&topic, self.sent)
             .key(&event.key)
             .payload(&payload)
