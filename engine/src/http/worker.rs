@@ -18,7 +18,7 @@ use super::problem::{Kind, Problem};
 use crate::clock::Clock;
 use crate::config::HttpConfig;
 use crate::shard::catalog::SaleEntry;
-use crate::shard::core::{Core, NodeView};
+use crate::shard::core::{Core, NodeView, Stage};
 use crate::shard::port::Port;
 use crate::telemetry::figures::NodeFigures;
 
@@ -74,6 +74,10 @@ impl Worker {
     pub fn ready(&self) -> Result<&Ready, Problem> {
         if let Some(ready) = self.ready.get() {
             return Ok(ready);
+        }
+        // Its Acquire pairs with the Release of the stage that follows the core.
+        if self.shared.view.readiness.stage() < Stage::Ready {
+            return Err(Kind::Starting.into());
         }
         let core = self.shared.view.core.get().ok_or(Kind::Starting)?;
         Ok(self.ready.get_or_init(|| {

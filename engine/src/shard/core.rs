@@ -75,7 +75,7 @@ impl Core {
 }
 
 /// What a node is doing, for `/readyz`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Stage {
     Starting = 0,
