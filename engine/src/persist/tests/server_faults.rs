@@ -157,10 +157,12 @@ fn amid_a_transaction(
 fn a_deadlock_is_tried_again(flavour: Flavour) {
     let (_turn, server) = rough(flavour);
     // The rival has changed more rows than the batch, so that the batch is the victim.
-    let prepare = "CREATE TABLE IF NOT EXISTS many (n BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY, a INT);
+    let prepare = "CREATE TABLE IF NOT EXISTS many
+                       (n BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY, a INT);
                    START TRANSACTION;
                    INSERT INTO many (a) SELECT 1 FROM information_schema.COLUMNS a LIMIT 3000;
-                   INSERT INTO many (a) SELECT a FROM many; INSERT INTO many (a) SELECT a FROM many";
+                   INSERT INTO many (a) SELECT a FROM many;
+                   INSERT INTO many (a) SELECT a FROM many";
     let (mut bench, error) = amid_a_transaction(server, 72, prepare, |_, rival, _| {
         rival.rows("SELECT seq FROM watermarks FOR UPDATE");
     });

@@ -305,7 +305,7 @@ impl<F: FrameSource> State<F> {
             Ok(None) => return Ok(false),
             Err(LogError::Gone { wanted, first_kept }) => {
                 // Segments wait for the restart point; somebody took them away all the same.
-                tracing::error!(%wanted, %first_kept, "events are lost: the journal begins behind them");
+                tracing::error!(%wanted, %first_kept, "events lost: the journal begins behind");
                 let _ = self.source.seek(first_kept);
                 self.read_through = Seq::new(first_kept.get() - 1);
                 return Ok(true);
