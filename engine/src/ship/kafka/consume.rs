@@ -192,3 +192,110 @@ impl Log for KafkaLog {
         Head { seq: Seq::NONE, node_time: NodeTime::new(0) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ship::log::Place;
+    use crate::units::Incarnation;
+
+    struct Ends {
+        pump: LaneEnd,
+        log: KafkaLog,
+        resumed: Receiver<Resume>,
+        offset: i64,
+    }
+
+    impl Ends {
+        fn new() -> Self {
+            let (resumes, resumed) = crossbeam::channel::unbounded();
+            let layout = Layout::new(1).unwrap();
+            let (pump, log) = lane(DatabaseShard::HOME, layout, "records", resumes);
+            Self { pump, log, resumed, offset: 0 }
+        }
+        fn send(&mut self, round: u32, payload: &[u8]) {
+            let (partition, offset) = (Partition::new(3).unwrap(), self.offset);
+            self.offset += 1;
+            self.pump
+                .sender
+                .send(Item { partition, round, offset, payload: payload.into() })
+                .unwrap();
+        }
+        fn poll(&mut self) -> (Result<Polled, LogError>, Vec<u64>, Vec<u64>) {
+            let mut batch = LogBatch::default();
+            let polled = self.log.poll(100, &mut batch);
+            let records = batch.records.iter().map(|r| r.seq.get()).collect();
+            (polled, records, batch.marks.iter().map(|m| m.through.get()).collect())
+        }
+    }
+
+    fn message(seq: u64, record: Option<&[u8]>) -> Vec<u8> {
+        let place = Place {
+            journal: JournalId::new(9),
+            incarnation: Incarnation::new(1),
+            seq: Seq::new(seq),
+            node_time: NodeTime::new(seq),
+        };
+        let (partition, prev_seq) = (Partition::new(3).unwrap(), Seq::new(seq - 1));
+        let mut bytes = Vec::new();
+        Message { partition, place, prev_seq, record }.encode(&mut bytes);
+        bytes
+    }
+
+    fn record(seq: u64) -> Vec<u8> {
+        message(seq, Some(&[1; 20]))
+    }
+
+    #[test]
+    fn records_come_in_order_with_their_offsets_and_the_last_mark_behind_them() {
+        let mut ends = Ends::new();
+        for payload in [record(1), message(1, None), record(2), message(5, None)] {
+            ends.send(0, &payload);
+        }
+        let (polled, records, marks) = ends.poll();
+        assert!(polled.unwrap().caught_up);
+        assert_eq!((records, marks), (vec![1, 2], vec![5]));
+    }
+
+    #[test]
+    fn what_was_queued_before_a_resume_is_dropped() {
+        let mut ends = Ends::new();
+        ends.send(0, &record(1));
+        ends.log.resume(&[(Partition::new(3).unwrap(), LogOffset::new(7))]);
+        let Resume { from, .. } = ends.resumed.try_recv().unwrap();
+        let (_, round, offset) = from.into_iter().find(|f| f.0.get() == 3).unwrap();
+        assert_eq!((round, offset), (1, LogOffset::new(7)));
+        ends.send(round, &record(2));
+        assert_eq!(ends.poll().1, [2]);
+    }
+
+    #[test]
+    fn a_new_assignment_and_a_loss_ask_for_the_stores_word_before_anything_else() {
+        let mut ends = Ends::new();
+        for is_lost in [false, true] {
+            ends.send(0, &record(1));
+            let lane = &ends.pump.lane;
+            let flag = if is_lost { &lane.lost } else { &lane.changed };
+            flag.store(true, Ordering::Release);
+            let (polled, records, _) = ends.poll();
+            assert!(polled.unwrap().must_reread && records.is_empty());
+            assert_eq!(ends.poll().1, [1]);
+        }
+    }
+
+    #[test]
+    fn a_newer_message_holds_what_follows_and_a_foreign_one_is_passed_over() {
+        let mut ends = Ends::new();
+        ends.send(0, b"not ours");
+        ends.send(0, &record(1));
+        let mut newer = record(2);
+        newer[0] = 2;
+        ends.send(0, &newer);
+        assert_eq!(ends.poll().1, [1], "what came before it is applied");
+        assert_eq!(ends.pump.lane.foreign.load(Ordering::Relaxed), 1);
+        assert!(ends.poll().0.unwrap().must_reread);
+        // It comes again, and is the first one then.
+        ends.send(0, &newer);
+        assert!(matches!(ends.poll().0, Err(LogError::Malformed { .. })));
+    }
+}

@@ -48,6 +48,20 @@ enum At {
     Reading { position: i64 },
 }
 
+impl At {
+    /// A writer wants to read on from an offset. Never forward: another writer may still be on the
+    /// way there, and what this one has already is skipped by its watermark.
+    fn resumed(self, offset: i64) -> Self {
+        match self {
+            Self::Away => Self::Away,
+            Self::Waiting => Self::Seeking { to: offset },
+            Self::Seeking { to } => Self::Seeking { to: to.min(offset) },
+            Self::Reading { position } if offset < position => Self::Seeking { to: offset },
+            Self::Reading { position } => Self::Reading { position },
+        }
+    }
+}
+
 /// A rebalance, as the consumer's callback heard it.
 enum Change {
     Assigned(Vec<Partition>),
@@ -285,13 +299,7 @@ impl State {
                 let index = partition.index();
                 self.rounds[shard.index()][index] = round;
                 let offset = offset.get();
-                self.at[index] = match self.at[index] {
-                    At::Away => At::Away,
-                    At::Waiting => At::Seeking { to: offset },
-                    At::Seeking { to } => At::Seeking { to: to.min(offset) },
-                    At::Reading { position } if offset < position => At::Seeking { to: offset },
-                    reading @ At::Reading { .. } => reading,
-                };
+                self.at[index] = self.at[index].resumed(offset);
             }
         }
     }
@@ -382,4 +390,24 @@ impl State {
 fn item(message: &BorrowedMessage<'_>) -> Option<(Partition, i64, Box<[u8]>)> {
     let partition = u8::try_from(message.partition()).ok().and_then(Partition::new)?;
     Some((partition, message.offset(), message.payload().unwrap_or_default().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_read_from_the_furthest_back_that_any_writer_asks_for() {
+        assert_eq!(At::Away.resumed(5), At::Away, "it is somebody else's");
+        let at = At::Waiting.resumed(50).resumed(70).resumed(40);
+        assert_eq!(at, At::Seeking { to: 40 });
+    }
+
+    #[test]
+    fn a_writer_that_is_behind_takes_it_back_and_one_that_is_ahead_changes_nothing() {
+        let at = At::Reading { position: 60 };
+        assert_eq!(at.resumed(60), at);
+        assert_eq!(at.resumed(90), at);
+        assert_eq!(at.resumed(59), At::Seeking { to: 59 });
+    }
 }

@@ -138,6 +138,12 @@ fn records_that_are_shipped_again_and_again_are_stored_once() {
         node = shop.site.start();
     }
     node.kill();
+    let (code, printed, err) = shop.kafka("inspect");
+    assert_eq!(code, Some(0), "{err}");
+    for what in ["SaleDefined(", "Redeemed(", "Opened(", "mark: complete through"] {
+        assert!(printed.contains(what), "no {what}");
+    }
+    assert!(printed.matches("Redeemed(").count() >= 1_000, "the same ones, again and again");
     // The last one persists too.
     shop.site.set("persist.run", "true");
     let node = shop.site.start();
@@ -166,6 +172,34 @@ fn a_zombie_that_wakes_after_its_partitions_were_taken_over_changes_nothing() {
     book.reconcile(&node, begun, &mut random);
     book.compare(&node);
     sell(&node, "awake", 500);
+    conclude(&shop, node);
+}
+
+#[test]
+fn a_database_set_back_to_a_backup_is_filled_up_again() {
+    let _turn = turn();
+    let stack = broker();
+    let shop = Shop::open(stack);
+    let node = shop.site.start();
+    open(&node);
+    let persist = shop.persist("persist.log");
+    sell(&node, "before", 300);
+    wait_stored(&node);
+    let (db, backup) = (shop.site.data().join("db/shard-01.sqlite"), shop.site.path("backup"));
+    let connection = rusqlite::Connection::open(&db).unwrap();
+    connection.execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    drop(connection);
+    sell(&node, "between", 300);
+    wait_stored(&node);
+    persist.kill();
+    node.kill();
+    for end in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", db.display()));
+    }
+    std::fs::copy(&backup, &db).unwrap();
+    let node = shop.site.start();
+    let _persist = shop.persist("persist.log");
+    sell(&node, "after", 100);
     conclude(&shop, node);
 }
 
