@@ -12,6 +12,7 @@
 mod audit;
 mod drain;
 mod figures;
+mod history;
 mod persist_metrics;
 mod ship;
 mod start;

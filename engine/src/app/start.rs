@@ -11,11 +11,13 @@ use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
 use super::audit::LiveAudit;
 use super::figures::Figures;
+use super::history::{self, HistoryParts};
 use super::ship::{self, Shipping, writer_settings};
 use super::{Addresses, StartError};
 use crate::clock::{Clock, NodeClock};
 use crate::config::{Config, LogKind};
 use crate::http::door::{self, BoundDoor, Door, DoorParts};
+use crate::http::history::History;
 use crate::journal::JournalError;
 use crate::journal::disk::RealDisk;
 use crate::journal::files::DiskState;
@@ -58,6 +60,7 @@ pub struct Node {
     pub(super) journal: Arc<JournalHandle<RealDisk>>,
     pub(super) incarnation: Incarnation,
     pub(super) persist: Option<Persist>,
+    pub(super) status: Arc<PersistStatus>,
     pub(super) shipping: Option<Shipping>,
     pub(super) stop_snapshots: Sender<()>,
     pub(super) snapshots: JoinHandle<()>,
@@ -79,6 +82,7 @@ impl Node {
         let figures = Arc::new(Figures::default());
         let data = prepare_data(&config)?;
         let audit: Arc<OnceLock<LiveAudit>> = Arc::default();
+        let history: Arc<OnceLock<Arc<dyn History>>> = Arc::default();
         let door = BoundDoor::bind(config.http.clone())?.serve(DoorParts {
             view: Arc::clone(&view),
             clock: Arc::clone(clock),
@@ -87,6 +91,7 @@ impl Node {
                 let audit = Arc::clone(&audit);
                 move || audit.get().map_or_else(|| Err("not ready yet".into()), LiveAudit::run)
             }),
+            history: Arc::clone(&history),
             spool: data.join("spool"),
         })?;
 
@@ -101,6 +106,15 @@ impl Node {
 
         let node =
             Self::run(config, door, view, &figures, opened, recovered, snapshot_disk, &data)?;
+        let (reads, _) = history::start(HistoryParts {
+            store: node.config.store.clone(),
+            folder: data.join("db"),
+            journal: node.journal.journal(),
+            durable: Arc::clone(node.journal.durable()),
+            status: Arc::clone(&node.status),
+        })
+        .map_err(|error| StartError::Io { what: "cannot start a thread", error })?;
+        let _ = history.set(Arc::new(reads));
         let _ = audit.set(LiveAudit {
             name: format!("http://{}", node.addresses().admin),
             data,
@@ -251,7 +265,7 @@ impl Node {
         let watch = Housekeeping {
             core: Arc::clone(&core),
             journal: Arc::clone(&journal),
-            status,
+            status: Arc::clone(&status),
             told_through: shipping.as_ref().and_then(Shipping::told_through),
         };
         watch.look();
@@ -275,6 +289,7 @@ impl Node {
             journal,
             incarnation,
             persist,
+            status,
             shipping,
             stop_snapshots,
             snapshots,

@@ -13,8 +13,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::cells::Cells;
+use super::history::History;
 use super::link::{Closing, LinkIo, Patience, Serving};
 use super::metrics::Scrape;
 use super::route::Surface;
@@ -69,6 +70,8 @@ pub struct DoorParts {
     pub clock: Arc<dyn Clock>,
     pub figures: Arc<dyn NodeFigures>,
     pub audit: Arc<Audit>,
+    /// Set once the node has recovered.
+    pub history: Arc<OnceLock<Arc<dyn History>>>,
     /// A folder of the door's own, for imports on their way.
     pub spool: PathBuf,
 }
@@ -122,14 +125,15 @@ impl BoundDoor {
 
     /// Starts the threads.
     pub fn serve(self, parts: DoorParts) -> Result<Door, DoorError> {
-        let DoorParts { view, clock, figures, audit, spool } = parts;
+        let DoorParts { view, clock, figures, audit, history, spool } = parts;
         spool::clear(&spool).map_err(|error| DoorError::Spool { path: spool.clone(), error })?;
         raise_file_limit(self.config.connections_max);
         let workers = self.config.workers;
         let cells: Vec<Arc<Cells>> = (0..=workers).map(|_| Arc::default()).collect();
         let scrape = Scrape::new(Arc::clone(&view), Arc::clone(&figures), cells.clone());
         let config = self.config;
-        let shared = Arc::new(Shared { config, view, clock, figures, audit, spool, scrape });
+        let shared =
+            Arc::new(Shared { config, view, clock, figures, audit, history, spool, scrape });
         let (phase, _) = watch::channel(Phase::Serving);
         let connections = Arc::new(AtomicUsize::new(0));
         let mut door = Door {

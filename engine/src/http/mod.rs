@@ -14,6 +14,7 @@ mod body;
 mod cells;
 pub mod door;
 mod events;
+pub mod history;
 pub mod identity;
 mod import;
 mod json;

@@ -114,6 +114,8 @@ problems! {
         "This Idempotency-Key was used for another request."
     Internal "internal" 500 "Internal error"
         "The node could not do this; its log says why."
+    HistoryUnavailable "history-unavailable" 503 "History unavailable"
+        "The databases do not answer, or do not have the latest yet. The sale is not affected."
     Overloaded "overloaded" 503 "Overloaded"
         "The node has more requests than it can take. Nothing was done."
     Starting "starting" 503 "Starting"
@@ -130,7 +132,7 @@ impl Kind {
     /// The spread of Retry-After, in seconds; `None` where a retry is the caller's own matter.
     const fn retry_after_range(self) -> Option<(u32, u32)> {
         match self {
-            Self::Overloaded | Self::Starting => Some((1, 3)),
+            Self::Overloaded | Self::Starting | Self::HistoryUnavailable => Some((1, 3)),
             Self::Draining => Some((1, 5)),
             Self::SalePaused => Some((2, 6)),
             Self::JournalFull => Some((5, 15)),

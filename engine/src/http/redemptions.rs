@@ -146,7 +146,7 @@ impl Listing {
     }
 }
 
-fn parse_limit(text: &str) -> Option<u16> {
+pub fn parse_limit(text: &str) -> Option<u16> {
     let number = parse_member(text.as_bytes())?.get();
     u16::try_from(number).ok().filter(|limit| (1..=LIMIT_MAX).contains(limit))
 }

@@ -42,6 +42,7 @@ pub enum Route<'a> {
     Batch,
     MyRedemptions,
     MyPoints,
+    MyStatement,
     Sales,
     Sale {
         sale: &'a str,
@@ -55,6 +56,10 @@ pub enum Route<'a> {
         step: SaleStep,
     },
     ChangeStock {
+        sale: &'a str,
+        sku: &'a str,
+    },
+    ItemRedemptions {
         sale: &'a str,
         sku: &'a str,
     },
@@ -80,7 +85,7 @@ pub enum Route<'a> {
 
 impl Route<'_> {
     /// The metrics' `call`, in the order of [`Route::index`].
-    pub const CALLS: [&'static str; 24] = [
+    pub const CALLS: [&'static str; 26] = [
         "redeem",
         "confirm",
         "cancel",
@@ -104,6 +109,8 @@ impl Route<'_> {
         "metrics",
         "version",
         "openapi",
+        "my-statement",
+        "item-redemptions",
         "unknown",
     ];
 
@@ -132,7 +139,9 @@ impl Route<'_> {
             Self::Metrics => 20,
             Self::Version => 21,
             Self::OpenApi => 22,
-            Self::Unknown => 23,
+            Self::MyStatement => 23,
+            Self::ItemRedemptions { .. } => 24,
+            Self::Unknown => 25,
         }
     }
 }
@@ -164,6 +173,7 @@ pub fn route<'a>(surface: Surface, method: &Method, path: &'a str) -> Result<Rou
         ["v1", "redemptions:batch"] if !is_admin => post(Route::Batch),
         ["v1", "members", "me", "redemptions"] if !is_admin => get(Route::MyRedemptions),
         ["v1", "members", "me", "points"] if !is_admin => get(Route::MyPoints),
+        ["v1", "members", "me", "statement"] if !is_admin => get(Route::MyStatement),
         ["v1", "sales", sale, "events"] if !is_admin => get(Route::SaleEvents { sale }),
 
         ["v1", "sales"] if is_admin && is_post => Ok(Route::DefineSale),
@@ -179,6 +189,9 @@ pub fn route<'a>(surface: Surface, method: &Method, path: &'a str) -> Result<Rou
         }
         ["v1", "sales", sale, "close"] if is_admin => {
             post(Route::StepSale { sale, step: SaleStep::Close })
+        }
+        ["v1", "sales", sale, "items", sku, "redemptions"] if is_admin => {
+            get(Route::ItemRedemptions { sale, sku })
         }
         ["v1", "sales", sale, "items", sku, "stock"] if is_admin => {
             post(Route::ChangeStock { sale, sku })

@@ -12,7 +12,7 @@ use super::problem::Problem;
 use super::reply::{Body, Reply};
 use super::route::{Route, Surface, route};
 use super::worker::Worker;
-use super::{admin, batch, events, members, probes, redeem, redemptions, sales};
+use super::{admin, batch, events, history, members, probes, redeem, redemptions, sales};
 
 /// Answers one request. Never fails: what goes wrong is an answer.
 pub async fn serve(
@@ -25,7 +25,9 @@ pub async fn serve(
     let (parts, mut body) = request.into_parts();
     let (call, result) = match route(link.surface(), &parts.method, parts.uri.path()) {
         Ok(route) => {
-            (route.index(), dispatch(&worker, link.surface(), route, &parts, &mut body).await)
+            let result = dispatch(&worker, link.surface(), route, &parts, &mut body).await;
+            note_write(&worker, route, &parts, &result);
+            (route.index(), result)
         }
         Err(problem) => (Route::Unknown.index(), Err(problem)),
     };
@@ -33,6 +35,26 @@ pub async fn serve(
     worker.cells.answered(call, reply.label, worker.now_ns().saturating_sub(began_ns));
     link.request_ends(matches!(reply.response.body(), Body::Stream(_)));
     Ok(reply.response)
+}
+
+/// Whoever was told of a write finds it in every page that is asked for from now on.
+fn note_write(worker: &Worker, route: Route<'_>, parts: &Parts, result: &Result<Reply, Problem>) {
+    let Some(history) = worker.shared.history.get() else { return };
+    if result.is_err() {
+        return;
+    }
+    match route {
+        Route::Redeem { .. } | Route::Confirm { .. } | Route::Cancel { .. } => {
+            if let Ok(member) = worker.identity.member(&parts.headers) {
+                history.note_write(member);
+            }
+        }
+        Route::Batch
+        | Route::ChangePoints { .. }
+        | Route::Reverse { .. }
+        | Route::ImportMembers => history.note_writes(),
+        _ => {}
+    }
 }
 
 /// The hot call is awaited in place; the others are boxed, so that the future that every
@@ -66,6 +88,8 @@ async fn dispatch_rest(
         Route::Redemption { id } => redemptions::read(worker, id, parts).await,
         Route::Batch => batch::batch(worker, surface, parts, body).await,
         Route::MyRedemptions => redemptions::list(worker, parts).await,
+        Route::MyStatement => history::statement(worker, parts).await,
+        Route::ItemRedemptions { sale, sku } => history::of_item(worker, sale, sku, parts).await,
         Route::MyPoints => members::points(worker, parts).await,
         Route::Sales => sales::list(worker, parts),
         Route::Sale { sale } if is_admin => admin::sale(worker, sale),

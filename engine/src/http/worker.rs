@@ -4,13 +4,14 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
 use super::cells::Cells;
 use super::events::Watch;
+use super::history::History;
 use super::identity::Identity;
 use super::link::Links;
 use super::metrics::Scrape;
@@ -32,6 +33,8 @@ pub struct Shared {
     pub clock: Arc<dyn Clock>,
     pub figures: Arc<dyn NodeFigures>,
     pub audit: Arc<Audit>,
+    /// There once the node has recovered.
+    pub history: Arc<OnceLock<Arc<dyn History>>>,
     /// Where imports are spooled.
     pub spool: PathBuf,
     pub scrape: Scrape,

@@ -66,6 +66,18 @@ impl MoveKind {
     pub fn from_u8(raw: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|k| *k as u8 == raw)
     }
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Credited => "credited",
+            Self::Debited => "debited",
+            Self::Held => "held",
+            Self::Redeemed => "redeemed",
+            Self::Confirmed => "confirmed",
+            Self::Released => "released",
+            Self::Reversed => "reversed",
+        }
+    }
     /// The account that points leave, and the one they enter.
     pub const fn accounts(self) -> (LedgerAccount, LedgerAccount) {
         use LedgerAccount::{Free, Held, Issued, Redeemed};

@@ -53,6 +53,7 @@ fn every_call_answers_as_it_is_described() {
     points(&run);
     stock(&run);
     imports(&run);
+    history(&run);
     refusals_by_sale(&run);
     let report = run.ok(Admin, &Ask::get("/v1/audit")).json();
     assert_eq!(report["verdict"], "pass", "{report:#}");
@@ -81,6 +82,49 @@ fn probes(run: &Run) {
         let answer = ask.send(if listener == Admin { run.node.admin } else { run.node.public });
         assert!(matches!(answer.status, 404 | 405), "{} {}", ask.path, answer.status);
     }
+}
+
+/// Pages from the database shards; a member's own writes are in them at once.
+fn history(run: &Run) {
+    let statement = |query: &str| {
+        Ask::get(&format!("/v1/members/me/statement{query}")).header("X-Member-Id", "2")
+    };
+    let one = r#"{"sku":"cup","quantity":1}"#;
+    open_sale(&run.node, "h", &[("cup", 10, 100, 50)]);
+    for key in ["h1", "h2", "h3"] {
+        let id = run.expect(Public, &redeem("h", 2, key, one), 201, "").json()["id"].clone();
+        let newest = run.ok(Public, &statement("?limit=1")).json();
+        assert_eq!(newest["entries"][0]["redemption"], id, "{newest}");
+        assert_eq!(newest["entries"][0]["amount"], -10);
+    }
+    let all = run.ok(Public, &statement("?limit=100")).json();
+    let all = all["entries"].as_array().unwrap();
+    assert_eq!(all.last().unwrap()["kind"], "opened");
+    let (mut paged, mut query) = (Vec::new(), String::from("?limit=2"));
+    loop {
+        let page = run.ok(Public, &statement(&query)).json();
+        paged.extend(page["entries"].as_array().unwrap().clone());
+        let Some(next) = page["next"].as_str() else { break };
+        query = format!("?limit=2&before={next}");
+    }
+    assert_eq!(&paged, all);
+    run.expect(Public, &statement("?limit=0"), 400, "malformed");
+    run.expect(Public, &statement("?before=x"), 400, "malformed");
+    run.expect(Public, &Ask::get("/v1/members/me/statement"), 401, "identity-missing");
+    let nobody = Ask::get("/v1/members/me/statement").header("X-Member-Id", "999999");
+    run.expect(Public, &nobody, 404, "member-not-found");
+
+    let of_item = |query: &str| Ask::get(&format!("/v1/sales/h/items/cup/redemptions{query}"));
+    let page = run.ok(Admin, &of_item("?limit=2")).json();
+    let rows = page["redemptions"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    assert!(rows.iter().all(|row| row["member"] == "2" && row["state"] == "confirmed"));
+    let before = rows[1]["id"].as_str().unwrap();
+    let rest = run.ok(Admin, &of_item(&format!("?before={before}"))).json();
+    assert_eq!(rest["redemptions"].as_array().unwrap().len(), 1);
+    run.expect(Admin, &of_item("?before=x"), 400, "malformed");
+    run.expect(Admin, &Ask::get("/v1/sales/h/items/no/redemptions"), 404, "item-not-found");
+    run.expect(Admin, &Ask::get("/v1/sales/no/items/cup/redemptions"), 404, "sale-not-found");
 }
 
 fn sales(run: &Run) {

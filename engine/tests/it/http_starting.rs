@@ -33,6 +33,7 @@ fn bare_door() -> BareDoor {
             clock,
             figures: Arc::new(NoFigures),
             audit: Arc::new(|| Err(String::from("nothing to look at"))),
+            history: Arc::default(),
             spool: spool.path().to_path_buf(),
         })
         .unwrap();
@@ -97,6 +98,7 @@ fn leftovers_of_an_import_are_gone_after_the_start() {
         clock: Arc::new(RealClock::new()),
         figures: Arc::new(NoFigures),
         audit: Arc::new(|| Err(String::new())),
+        history: Arc::default(),
         spool: folder.clone(),
     });
     let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect();

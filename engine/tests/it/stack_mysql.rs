@@ -228,6 +228,77 @@ fn dead_letters_are_listed_shown_and_applied_once_repaired(flavour: Flavour) {
     assert!(node.stop().success());
 }
 
+/// With a replica that stands still: what a member was told is in its statement all the same, and
+/// what was before that is read from the replica.
+fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavour) {
+    let _turn = turn();
+    let servers = Servers::start(flavour, 2, 1);
+    let (mut site, name) = site_on(&servers);
+    let replicas: Vec<String> = (0..2)
+        .map(|n| format!("[\"{}\"]", servers.url(&format!("db-{n}-replica-0"), &name)))
+        .collect();
+    site.set("store.mysql.replicas", &format!("[{}]", replicas.join(", ")));
+    assert_eq!(command(&site, &["db", "migrate"]).0, Some(0));
+    let node = site.start();
+    node.import_members(1, 40, 1_000);
+    node.open_sale(SALE, 3_600_000, &[("thing", 10, 100_000, 1_000)]);
+    wait_until("the replicas have the accounts", Duration::from_secs(60), || {
+        let of = |server| sql(&servers, server, &name, "SELECT member FROM accounts").len();
+        of("db-0-replica-0") + of("db-1-replica-0") == 40
+    });
+    // A fresh node: what it found at its start is what everybody was told by now.
+    assert!(node.stop().success());
+    let (code, out, _) = command(&site, &["db", "status"]);
+    assert_eq!((code, out.matches("replica ").count()), (Some(0), 2), "{out}");
+    let node = site.start();
+    wait_until("the replicas have everything", Duration::from_secs(60), || {
+        let low = "SELECT COUNT(*) FROM watermarks WHERE seq < (SELECT MAX(seq) FROM watermarks)";
+        let of = |server| sql(&servers, server, &name, low)[0][0] == "0";
+        of("db-0-replica-0") && of("db-1-replica-0")
+    });
+    let stop = match flavour {
+        Flavour::MySql => "STOP REPLICA SQL_THREAD",
+        Flavour::MariaDb => "STOP SLAVE SQL_THREAD",
+    };
+    for n in 0..2 {
+        // It stands still, and can be told from its primary.
+        let replica = format!("db-{n}-replica-0");
+        let tell = format!(
+            "mysql_client {replica} -e \"{stop}; SET GLOBAL {} = 0; \
+             UPDATE {name}.ledger SET amount = 777 WHERE kind = 1 AND leg = 1\"",
+            if flavour == Flavour::MySql { "super_read_only" } else { "read_only" }
+        );
+        let done = servers.script(&tell);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    let mut client = node.client();
+    let path = "/v1/members/me/statement";
+    let quiet = client.get_as(5, path).expect(200).json();
+    assert_eq!(quiet["entries"][0]["amount"], 777, "a quiet member's page is the replica's");
+    for member in 1..=20 {
+        let wish = Wish::new(member, format!("k{member}"), SALE, "thing");
+        let id = client.redeem(&wish).expect(201).json()["id"].clone();
+        let page = client.get_as(member, path).expect(200).json();
+        assert_eq!(page["entries"][0]["redemption"], id, "{page}");
+        assert_eq!(page["entries"][1]["amount"], 1_000, "{page}");
+    }
+    // Behind an outage of both, the answer is "not now", and the sale goes on.
+    servers.kill("db-0");
+    servers.kill("db-1");
+    for member in 21..=24 {
+        client.redeem(&Wish::new(member, "k", SALE, "thing")).expect(201);
+        let reply = client.get_as(member, path);
+        assert_eq!((reply.status, reply.code().as_str()), (503, "history-unavailable"));
+    }
+    servers.restart("db-0");
+    servers.restart("db-1");
+    wait_until("the statement is back", Duration::from_secs(60), || {
+        let reply = client.get_as(21, path);
+        reply.status == 200 && reply.json()["entries"][0]["amount"] == -10
+    });
+    assert!(node.stop().success());
+}
+
 macro_rules! on_both {
     ($($test:ident),* $(,)?) => {
         mod mysql {
@@ -243,4 +314,5 @@ on_both! {
     every_201_is_stored_once_though_the_databases_are_killed,
     a_node_starts_and_sells_in_front_of_dead_databases,
     dead_letters_are_listed_shown_and_applied_once_repaired,
+    a_members_own_writes_are_never_missing_though_the_replica_lags,
 }
