@@ -50,6 +50,32 @@ pub fn migrate(config: Option<&Path>, from: Option<&str>) -> anyhow::Result<Exit
     Ok(code)
 }
 
+/// Takes every month before `before` out of every database.
+pub fn archive(config: Option<&Path>, before: &str, to: &Path) -> anyhow::Result<ExitCode> {
+    let (config, layout) = load(config)?;
+    anyhow::ensure!(
+        config.store.kind == StoreKind::Mysql,
+        "SQLite files have no monthly partitions: only MySQL and MariaDB are archived"
+    );
+    let before = Month::parse(before).with_context(|| format!("{before} is no month: YYYY-MM"))?;
+    anyhow::ensure!(before <= this_month(), "{before} is not over yet: it cannot be archived");
+    let mut code = ExitCode::SUCCESS;
+    for (shard, endpoint) in layout.shards().zip(stores::primaries(&config.store.mysql)?) {
+        let done = mysql::archive(&endpoint, shard, layout, before, to, &mut |archived| {
+            let mysql::Archived { table, month, rows, file } = archived;
+            let text = format!("{table} {month}: {rows} rows in {}", file.display());
+            say(shard, endpoint.name(), &text);
+        });
+        if let Err(error) = done {
+            say(shard, endpoint.name(), &format!("FAILED: {error}"));
+            let is_away =
+                matches!(&error, mysql::ArchiveError::Store(error) if error.is_transient());
+            code = worse(code, if is_away { 2 } else { 1 });
+        }
+    }
+    Ok(code)
+}
+
 /// Tells version, partitions, watermarks and letters of every database shard.
 pub fn status(config: Option<&Path>) -> anyhow::Result<ExitCode> {
     let (config, layout) = load(config)?;

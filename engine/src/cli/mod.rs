@@ -294,6 +294,26 @@ Examples:
         #[arg(long, value_name = "YYYY-MM")]
         partitions_from: Option<String>,
     },
+    /// Take whole months out of the databases, into compressed files with checksums
+    #[command(
+        after_help = "Every file is read back and compared row for row before its month is dropped. Killed at any
+moment, the same command goes on where it was. What is archived can no longer be confirmed,
+cancelled or reversed: keep the months that may still change.
+
+Exit codes: 0 done, 1 something does not hold and stays, 2 a database could not be reached.
+
+Example: onrush db archive --before 2026-01 --to /srv/archive"
+    )]
+    Archive {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The first month that stays
+        #[arg(long, value_name = "YYYY-MM")]
+        before: String,
+        /// Where the files go, a folder per database shard
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
     /// Tell the schema's version, partitions, watermarks and dead letters
     #[command(
         after_help = "Exit codes: 0 good, 1 something needs a hand, 2 one could not be reached.
@@ -358,6 +378,9 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Journal(JournalCommand::Verify { data }) => journal::verify(&data),
         Command::Db(DbCommand::Migrate { config, partitions_from }) => {
             db::migrate(config.as_deref(), partitions_from.as_deref())
+        }
+        Command::Db(DbCommand::Archive { config, before, to }) => {
+            db::archive(config.as_deref(), &before, &to)
         }
         Command::Db(DbCommand::Status { config }) => db::status(config.as_deref()),
         Command::Config(ConfigCommand::Check { config }) => {

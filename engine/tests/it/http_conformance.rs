@@ -91,7 +91,7 @@ fn history(run: &Run) {
     };
     let one = r#"{"sku":"cup","quantity":1}"#;
     open_sale(&run.node, "h", &[("cup", 10, 100, 50)]);
-    for key in ["h1", "h2", "h3"] {
+    for key in ["hist-1", "hist-2", "hist-3"] {
         let id = run.expect(Public, &redeem("h", 2, key, one), 201, "").json()["id"].clone();
         let newest = run.ok(Public, &statement("?limit=1")).json();
         assert_eq!(newest["entries"][0]["redemption"], id, "{newest}");

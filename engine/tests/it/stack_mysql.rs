@@ -242,7 +242,7 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
     let node = site.start();
     node.import_members(1, 40, 1_000);
     node.open_sale(SALE, 3_600_000, &[("thing", 10, 100_000, 1_000)]);
-    wait_until("the replicas have the accounts", Duration::from_secs(60), || {
+    wait_until("the replicas have the accounts", Duration::from_mins(1), || {
         let of = |server| sql(&servers, server, &name, "SELECT member FROM accounts").len();
         of("db-0-replica-0") + of("db-1-replica-0") == 40
     });
@@ -251,7 +251,7 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
     let (code, out, _) = command(&site, &["db", "status"]);
     assert_eq!((code, out.matches("replica ").count()), (Some(0), 2), "{out}");
     let node = site.start();
-    wait_until("the replicas have everything", Duration::from_secs(60), || {
+    wait_until("the replicas have everything", Duration::from_mins(1), || {
         let low = "SELECT COUNT(*) FROM watermarks WHERE seq < (SELECT MAX(seq) FROM watermarks)";
         let of = |server| sql(&servers, server, &name, low)[0][0] == "0";
         of("db-0-replica-0") && of("db-1-replica-0")
@@ -292,11 +292,125 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
     }
     servers.restart("db-0");
     servers.restart("db-1");
-    wait_until("the statement is back", Duration::from_secs(60), || {
+    wait_until("the statement is back", Duration::from_mins(1), || {
         let reply = client.get_as(21, path);
         reply.status == 200 && reply.json()["entries"][0]["amount"] == -10
     });
     assert!(node.stop().success());
+}
+
+/// Months of synthetic rows go to files, though the command is killed again and again; what is in
+/// the files is what was in the tables, and a file that was touched stops the drop.
+fn whole_months_go_to_files_though_the_command_is_killed(flavour: Flavour) {
+    let servers = Servers::start(flavour, 2, 0);
+    let (site, name) = site_on(&servers);
+    let migrate = ["db", "migrate", "--partitions-from", "2026-01"];
+    assert_eq!(command(&site, &migrate).0, Some(0));
+    let months = ["2026-01-15", "2026-02-15", "2026-09-15"];
+    for server in ["db-0", "db-1"] {
+        for (n, day) in months.iter().enumerate() {
+            // 2048 of each, by doubling.
+            for statement in synthetic(day, n) {
+                sql(&servers, server, &name, &statement);
+            }
+        }
+    }
+    let to = site.path("archive");
+    let archive = || {
+        drop(site.serve());
+        let mut command = onrush();
+        command.args(["db", "archive", "--before", "2026-03", "--to"]).arg(&to);
+        command.arg("--config").arg(site.path("onrush.toml"));
+        command
+    };
+    let mut kills = 0;
+    for delay_ms in (10..).step_by(15) {
+        let mut child = archive().stdout(std::process::Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(delay_ms));
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    println!("{kills} kills");
+    let (code, out, err) = run(&mut archive());
+    assert_eq!(code, Some(0), "{out}{err}");
+    for (shard, server) in ["db-0", "db-1"].iter().enumerate() {
+        for table in ["redemptions", "ledger"] {
+            let count = format!("SELECT count(*) FROM {table}");
+            assert_eq!(sql(&servers, server, &name, &count)[0][0], "2048", "September stays");
+        }
+        let left = format!(
+            "SELECT count(*) FROM information_schema.TABLES
+             WHERE TABLE_SCHEMA = '{name}' AND TABLE_NAME LIKE 'archive%'"
+        );
+        assert_eq!(sql(&servers, server, &name, &left)[0][0], "0");
+        let folder = to.join(format!("shard-{shard:02}"));
+        let check = std::process::Command::new("sha256sum")
+            .args(["-c", "SHA256SUMS"])
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+        for file in
+            ["redemptions-2026-01", "redemptions-2026-02", "ledger-2026-01", "ledger-2026-02"]
+        {
+            let zcat = std::process::Command::new("zcat")
+                .arg(folder.join(format!("{file}.csv.gz")))
+                .output()
+                .unwrap();
+            let text = String::from_utf8(zcat.stdout).unwrap();
+            assert_eq!(text.lines().count(), 2049, "{file}");
+        }
+    }
+    // September, with a file in its place that says something else.
+    let folder = to.join("shard-00");
+    let wrong = folder.join("ledger-2026-09.csv.gz");
+    std::fs::copy(folder.join("ledger-2026-01.csv.gz"), &wrong).unwrap();
+    let again = || {
+        let mut command = onrush();
+        command.args(["db", "archive", "--before", "2026-10", "--to"]).arg(&to);
+        run(command.arg("--config").arg(site.path("onrush.toml")))
+    };
+    let (code, out, _) = again();
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("nothing was dropped"), "{out}");
+    let side = "SELECT count(*) FROM archive_ledger_p202609";
+    assert_eq!(sql(&servers, "db-0", &name, side)[0][0], "2048");
+    std::fs::remove_file(&wrong).unwrap();
+    let (code, out, _) = again();
+    assert_eq!(code, Some(0), "{out}");
+    assert_eq!(sql(&servers, "db-0", &name, "SELECT count(*) FROM ledger")[0][0], "0");
+}
+
+/// Statements that fill a day of both tables: 2048 rows each, the ledger's in pairs.
+fn synthetic(day: &str, salt: usize) -> Vec<String> {
+    let ms = format!("(UNIX_TIMESTAMP('{day} 00:00:00') * 1000)");
+    let id =
+        |n: &str| format!("UNHEX(CONCAT(LPAD(HEX({ms} + {n}), 12, '0'), LPAD(HEX({n}), 20, '0')))");
+    let first = 1_000_000 * (salt + 1);
+    let mut statements = vec![
+        "CREATE TABLE IF NOT EXISTS numbers (n INT PRIMARY KEY)".into(),
+        "DELETE FROM numbers".into(),
+        "INSERT INTO numbers VALUES (0)".into(),
+    ];
+    for bit in 0..11 {
+        statements.push(format!("INSERT INTO numbers SELECT n + {} FROM numbers", 1 << bit));
+    }
+    statements.push(format!(
+        "INSERT INTO redemptions SELECT {}, n, 7, n % 5, 1, 100, 2, UNHEX(LPAD(HEX(n), 32, '0')), \
+         {ms} + n, 0, {ms} + n, 0, {first} + n FROM numbers",
+        id("n")
+    ));
+    statements.push(format!(
+        "INSERT INTO ledger SELECT {}, 7, {first} + n DIV 2, n % 2, 1 + 3 * (n % 2), n DIV 2, \
+         IF(n % 2 = 0, -100, 100), 5, NULL, {ms} + n DIV 2 FROM numbers",
+        id("n")
+    ));
+    statements.push("DROP TABLE numbers".into());
+    statements
 }
 
 macro_rules! on_both {
@@ -315,4 +429,5 @@ on_both! {
     a_node_starts_and_sells_in_front_of_dead_databases,
     dead_letters_are_listed_shown_and_applied_once_repaired,
     a_members_own_writes_are_never_missing_though_the_replica_lags,
+    whole_months_go_to_files_though_the_command_is_killed,
 }

@@ -4,6 +4,7 @@
 //! Every call runs on its caller's thread, on a runtime that the connection owns, and ends by a
 //! timeout: a server that is paused or unplugged holds nobody up.
 
+mod archive;
 mod bulk;
 mod cells;
 mod link;
@@ -14,6 +15,7 @@ mod schema;
 mod tables;
 mod write;
 
+pub use archive::{ArchiveError, Archived, archive};
 pub use months::Month;
 pub use partitions::{PARTITIONED, PartitionInfo, list as list_partitions};
 pub use read::MySqlReader;
