@@ -240,7 +240,7 @@ fn main() -> Result<(), AnyError> {
     let mut bench = Bench { arguments, frames, now_ms, round: 0 };
     let layout = Layout::new(1).expect("one");
     let month = Month::of(NodeTime::new(now_ms));
-    mysql::migrate(&bench.endpoint()?, DatabaseShard::HOME, layout, month)?;
+    mysql::migrate(&bench.endpoint()?, DatabaseShard::HOME, layout, (month, month))?;
     let server = mysql::status(&bench.endpoint()?, DatabaseShard::HOME, layout)?.server;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -34,7 +34,7 @@ pub fn migrate(config: Option<&Path>, from: Option<&str>) -> anyhow::Result<Exit
     }
     let mut code = ExitCode::SUCCESS;
     for (shard, endpoint) in layout.shards().zip(stores::primaries(&config.store.mysql)?) {
-        match mysql::migrate(&endpoint, shard, layout, from) {
+        match mysql::migrate(&endpoint, shard, layout, (from, this_month())) {
             Ok(applied) if applied.is_empty() => {
                 say(shard, endpoint.name(), "is at the newest schema");
             }

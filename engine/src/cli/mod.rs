@@ -295,15 +295,13 @@ Examples:
         partitions_from: Option<String>,
     },
     /// Take whole months out of the databases, into compressed files with checksums
-    #[command(
-        after_help = "Every file is read back and compared row for row before its month is dropped. Killed at any
-moment, the same command goes on where it was. What is archived can no longer be confirmed,
-cancelled or reversed: keep the months that may still change.
+    #[command(after_help = "Every file is read back and compared row for row before its
+month is dropped. Killed at any moment, the same command goes on where it was. What is archived can
+no longer be confirmed, cancelled or reversed: keep the months that may still change.
 
 Exit codes: 0 done, 1 something does not hold and stays, 2 a database could not be reached.
 
-Example: onrush db archive --before 2026-01 --to /srv/archive"
-    )]
+Example: onrush db archive --before 2026-01 --to /srv/archive")]
     Archive {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,

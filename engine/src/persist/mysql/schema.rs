@@ -37,15 +37,15 @@ pub struct SchemaStatus {
     pub letters: usize,
 }
 
-/// Brings a database to the newest version, and makes the months from `from` on; what versions
-/// were applied.
+/// Brings a database to the newest version, and makes the months from `from` to those ahead of
+/// `now`; what versions were applied.
 ///
 /// Errors: `SchemaTooNew`, `WrongShard`; `Unavailable` where the server is, or refuses.
 pub fn migrate(
     endpoint: &Endpoint,
     shard: DatabaseShard,
     layout: Layout,
-    from: Month,
+    (from, now): (Month, Month),
 ) -> Result<Vec<&'static str>, StoreError> {
     let link = Link::new(endpoint.clone(), Use::Write)?;
     link.run(
@@ -54,7 +54,7 @@ pub fn migrate(
             partitions::lock(session).await?;
             let applied = migrate_in(session, shard, layout).await?;
             partitions::unlock(session).await?;
-            partitions::ensure(session, from, from.plus(MONTHS_AHEAD)).await?;
+            partitions::ensure(session, from, from.max(now).plus(MONTHS_AHEAD)).await?;
             Ok(applied)
         },
     )

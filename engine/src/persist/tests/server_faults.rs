@@ -107,13 +107,14 @@ fn a_commit_whose_answer_is_lost_is_applied_once(flavour: Flavour) {
 fn waiting_session(watcher: &mut Rival) -> String {
     let sql = "SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX
                WHERE trx_state = 'LOCK WAIT'";
-    for _ in 0..600 {
+    // The server renews this table only for who has not looked for a while.
+    for _ in 0..120 {
         // MySQL cannot show a statement with an id in it: that one is not the one that waits.
         let found = watcher.try_rows(sql).unwrap_or_default();
         if let Some((_, id)) = found.into_iter().flatten().next() {
             return id;
         }
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(250));
     }
     panic!("nobody waits for a row");
 }
@@ -146,7 +147,10 @@ fn amid_a_transaction(
             rival.rows("ROLLBACK");
         });
         // A wait may end before the watcher has seen it: then there is another.
-        while !is_struck.load(Ordering::Relaxed) {
+        for _ in 0..12 {
+            if is_struck.load(Ordering::Relaxed) {
+                break;
+            }
             bench.step(1);
             errors += &bench.status.shard(shard(1)).last_error().unwrap_or_default();
         }

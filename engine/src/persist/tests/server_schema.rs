@@ -106,14 +106,17 @@ fn a_migration_that_was_interrupted_goes_on(flavour: Flavour) {
     let opened = MySqlReader::open(endpoint.clone(), shard(1), layout()).unwrap();
     let error = opened.account(MemberId::new(1)).unwrap_err();
     assert!(matches!(error, StoreError::SchemaTooOld { found: 0, .. }), "{error}");
-    assert_eq!(mysql::migrate(&endpoint, shard(1), layout(), from).unwrap(), ["0001_tables"]);
-    assert_eq!(mysql::migrate(&endpoint, shard(1), layout(), from).unwrap(), [""; 0]);
+    assert_eq!(
+        mysql::migrate(&endpoint, shard(1), layout(), (from, from)).unwrap(),
+        ["0001_tables"]
+    );
+    assert_eq!(mysql::migrate(&endpoint, shard(1), layout(), (from, from)).unwrap(), [""; 0]);
     assert!(opened.account(MemberId::new(1)).unwrap().is_none());
     bench.execute(shard(1), "INSERT INTO schema_versions VALUES (99, 'from the future')");
-    let error = mysql::migrate(&endpoint, shard(1), layout(), from).unwrap_err();
+    let error = mysql::migrate(&endpoint, shard(1), layout(), (from, from)).unwrap_err();
     assert!(matches!(error, StoreError::SchemaTooNew { found: 99, .. }), "{error}");
     let other = bench.databases.endpoint(shard(2));
-    let error = mysql::migrate(&other, shard(3), layout(), from).unwrap_err();
+    let error = mysql::migrate(&other, shard(3), layout(), (from, from)).unwrap_err();
     assert!(error.to_string().contains("2 of 4"), "{error}");
 }
 
