@@ -2,7 +2,7 @@
 
 use rdkafka::config::FromClientConfigAndContext as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 use thiserror::Error;
@@ -54,9 +54,20 @@ pub fn each(
             .map_err(|e| ClientError::Settings(e.to_string()))?;
     for partition in partitions.iter().copied() {
         let raw = i32::from(partition.get());
-        let (low, high) = consumer
-            .fetch_watermarks(&config.topic, raw, ANSWER_WITHIN)
-            .map_err(|e| consumer.context().why_silent(config, ANSWER_WITHIN, &e))?;
+        let (low, high) =
+            consumer.fetch_watermarks(&config.topic, raw, ANSWER_WITHIN).map_err(|error| {
+                match error.rdkafka_error_code() {
+                    Some(
+                        RDKafkaErrorCode::UnknownTopicOrPartition
+                        | RDKafkaErrorCode::UnknownPartition
+                        | RDKafkaErrorCode::UnknownTopic,
+                    ) => ClientError::Topics(vec![format!(
+                        "topic {} has no partition {raw}: make it with `onrush kafka init`",
+                        config.topic
+                    )]),
+                    _ => consumer.context().why_silent(config, ANSWER_WITHIN, &error),
+                }
+            })?;
         let first = low.max(from);
         if first >= high {
             continue;

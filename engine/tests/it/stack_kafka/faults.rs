@@ -128,6 +128,7 @@ fn records_that_are_shipped_again_and_again_are_stored_once() {
     let _turn = turn();
     let stack = broker();
     let mut shop = Shop::open(stack);
+    shop.site.set("log.kafka.compression", "\"zstd\"");
     let mut node = shop.site.start();
     open(&node);
     sell(&node, "once", 500);

@@ -28,6 +28,8 @@ fn topics_are_made_once_and_found_right_afterwards() {
     let _turn = turn();
     let shop = Shop::new(broker());
     assert_refused(&shop, &[&shop.topic, "is not there", "onrush kafka init"]);
+    let (code, _, err) = shop.kafka("inspect");
+    assert_eq!((code, err.lines().count()), (Some(2), 1), "{err}");
     let (code, out, _) = shop.kafka("init");
     assert_eq!(code, Some(0));
     assert_eq!(out.lines().filter(|l| l.starts_with("made")).count(), 2, "{out}");
