@@ -16,7 +16,7 @@
 #   mysql_start NAME       starts it again on its data and port
 #
 # In DIR/mysql: `flavour`, `password` (user onrush, rights on databases onrush%), `admin-password`
-# (user admin, every right), and a folder per server: `port`, `pid`, `log`, `data/`.
+# (user admin, every right), and a folder per server: `port`, `pid`, `log.err`, `data/`.
 # shellcheck shell=bash
 
 : "${mysql_flavour:=mysql}"
@@ -233,6 +233,8 @@ mysql_launch() {
   local name=$1 home port
   home=$(mysql_dir)/$name port=$(<"$(mysql_dir)/$1/port")
   mysql_alive "$name" && return
+  # What a kill left: it names a process that has ended, but may not be gone from the table yet.
+  rm -f "$home/data/s.sock" "$home/data/s.sock.lock"
   # A path that is not absolute lies in the data folder: no limit of length can be met.
   local options=(--datadir="$home/data" --port="$port" --bind-address=127.0.0.1 --socket=s.sock
     --pid-file="$home/pid" --server-id="$(<"$home/server-id")" --init-file="$home/init.sql"
@@ -242,10 +244,10 @@ mysql_launch() {
     --max-connections=200 --lower-case-table-names=0)
   case $name in *-replica-*) options+=(--read-only=1) ;; esac
   if [ "$mysql_flavour" = mysql ]; then
-    options+=(--mysqlx=OFF --gtid-mode=ON --enforce-gtid-consistency=ON --log-error="$home/log")
+    options+=(--mysqlx=OFF --gtid-mode=ON --enforce-gtid-consistency=ON --log-error="$home/log.err")
     case $name in *-replica-*) options+=(--super-read-only=1) ;; esac
   else
-    options+=(--log-error="$home/log" --innodb-log-file-size=100M)
+    options+=(--log-error="$home/log.err" --innodb-log-file-size=100M)
   fi
   (
     # The server outlives this script, and holds none of its files open.
@@ -264,6 +266,14 @@ mysql_alive() {
     { tr '\0' '\n' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qxF -- "--datadir=$home/data"
 }
 
+# Whether a process has ended, and let go of its files: one that is killed loses its command line
+# long before.
+mysql_gone() {
+  local state
+  state=$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null) || return 0
+  [ -z "$state" ] || [ "$state" = Z ]
+}
+
 mysql_ping() { mysql_client "$1" -N -e 'SELECT 1' >/dev/null 2>&1; }
 
 mysql_wait() {
@@ -271,7 +281,7 @@ mysql_wait() {
   until mysql_ping "$name"; do
     tenths=$((tenths - 1))
     if [ "$tenths" = 0 ] || { [ $((tenths % 10)) = 0 ] && ! mysql_alive "$name"; }; then
-      tail -n 20 "$(mysql_dir)/$name/log" >&2
+      tail -n 20 "$(mysql_dir)/$name"/log* >&2
       die "$mysql_flavour $name does not answer"
     fi
     sleep 0.1
@@ -345,7 +355,7 @@ mysql_stop() {
   # One that was paused does not hear SIGTERM.
   [ "$signal" = KILL ] || kill -CONT "$pid" 2>/dev/null || true
   kill "-$signal" "$pid" 2>/dev/null || true
-  while mysql_alive "$name"; do
+  until mysql_gone "$pid"; do
     tenths=$((tenths - 1))
     [ "$tenths" -gt 0 ] || kill -KILL "$pid" 2>/dev/null || true
     sleep 0.05
