@@ -34,8 +34,8 @@ pub fn after(
     let (seen, mut found) = check.find_and_count(&run.ledger, &mut checked)?;
     check.limits(&seen, &mut found);
     points::check(&check, &seen, &mut checked, &mut found)?;
-    if let Some(dir) = &options.store {
-        store::check(dir, &check, &seen, &mut checked, &mut found)?;
+    if let Some(store) = &options.store {
+        store::check(store, &check, &seen, &mut checked, &mut found)?;
     }
     for finding in found {
         run.ledger.findings.push(finding);

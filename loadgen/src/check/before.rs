@@ -46,7 +46,7 @@ pub fn before(plan: &Plan, work: &RedeemWork, options: &Options) -> Result<Befor
         Balances::Ask => Some(ask_balances(plan, work, options)?),
     };
     let stored = match &options.store {
-        Some(dir) => store::ids_of_sale(dir, &work.sale)?,
+        Some(store) => store::ids_of_sale(store, &work.sale)?,
         None => HashSet::new(),
     };
     Ok(Before { items: items.collect(), balances, stored })

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::check::CheckError;
-use crate::check::store::{Id, Row, parse_id, rows_of_sale};
+use crate::check::store::{Id, Row, Store, parse_id, rows_of_sale};
 use crate::work::accepted::{Finding, Findings};
 
 /// A line of the file, as `work::accepted` writes it.
@@ -25,9 +25,9 @@ struct Line {
     state: String,
 }
 
-/// Looks up every line in the database shards of `dir`. How many lines there were, and what is
+/// Looks up every line in the database shards. How many lines there were, and what is
 /// wrong.
-pub fn check(file: &Path, dir: &Path) -> Result<(u64, Findings), CheckError> {
+pub fn check(file: &Path, store: &Store) -> Result<(u64, Findings), CheckError> {
     let wrong = |line: usize, detail: String| CheckError::File {
         path: format!("{}:{line}", file.display()),
         detail,
@@ -41,7 +41,7 @@ pub fn check(file: &Path, dir: &Path) -> Result<(u64, Findings), CheckError> {
         let line: Line = serde_json::from_str(&text).map_err(|e| wrong(number, e.to_string()))?;
         count += 1;
         if !sales.contains_key(&line.sale) {
-            sales.insert(line.sale.clone(), rows_of_sale(dir, &line.sale)?);
+            sales.insert(line.sale.clone(), rows_of_sale(store, &line.sale)?);
         }
         let row = parse_id(&line.id).and_then(|id| sales[&line.sale].get(&id));
         if let Some((kind, what)) = line.differs(row) {

@@ -35,8 +35,8 @@ pub use before::{Before, before};
 pub struct Options {
     /// The node's admin listener: stock totals, and units in each state.
     pub admin: Option<Target>,
-    /// A folder of SQLite database shards.
-    pub store: Option<PathBuf>,
+    /// The database shards.
+    pub store: Option<store::Store>,
     /// How long the store may take to catch up.
     pub store_wait: Duration,
     pub balances: Balances,
@@ -83,8 +83,8 @@ pub enum CheckError {
     Answer { path: String, detail: String },
     #[error("{path}: {detail}")]
     File { path: String, detail: String },
-    #[error("store {path}: {source}")]
-    Store { path: String, source: rusqlite::Error },
+    #[error("store {path}: {detail}")]
+    Store { path: String, detail: String },
     #[error("store {path}: no database there (*.sqlite)")]
     NoStore { path: String },
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::check::store::Store;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
@@ -55,7 +56,8 @@ Examples:
 
   # Whether every 201 that a run saw is stored as it was told: exit 3 when one is not.
   # The store must have caught up.
-  onrush-load check --accepted accepted.jsonl --data ./data";
+  onrush-load check --accepted accepted.jsonl --data ./data
+  onrush-load check --accepted accepted.jsonl --store mysql://root@127.0.0.1:3306/onrush";
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true))]
@@ -64,11 +66,14 @@ pub struct CheckFileArgs {
     #[arg(group = "what")]
     pub scenario: Option<PathBuf>,
     /// File that `run --accepted` wrote
-    #[arg(long, value_name = "FILE", group = "what", requires = "data")]
+    #[arg(long, value_name = "FILE", group = "what", requires = "where")]
     pub accepted: Option<PathBuf>,
     /// The node's data folder; its database shards are read
-    #[arg(long, value_name = "DIR", requires = "accepted")]
+    #[arg(long, value_name = "DIR", requires = "accepted", group = "where")]
     pub data: Option<PathBuf>,
+    /// The database shards, where they are not in a data folder: as run's --store
+    #[arg(long, value_name = "STORE", requires = "accepted", group = "where")]
+    pub store: Option<Store>,
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -270,7 +275,8 @@ pub struct CheckArgs {
     /// The node's admin listener, for stock totals
     #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
-    /// Also reads the store: sqlite:DIR, a folder of database shards
+    /// Also reads the store by SQL: sqlite:DIR, a folder of database shards, or
+    /// mysql://USER@HOST:PORT/DATABASE, a URL for each database shard with commas in between
     #[arg(long, value_name = "STORE")]
     pub store: Option<String>,
     /// Seconds the store may take to catch up [default: 30]

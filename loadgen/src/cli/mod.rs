@@ -13,6 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 
+use crate::check::store::Store;
 use crate::clock;
 use crate::plan::Load;
 use crate::report::verdict::exit;
@@ -33,12 +34,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Check(args) => match (&args.scenario, &args.accepted, &args.data) {
-            (_, Some(file), Some(data)) => check_accepted(file, data),
-            (Some(scenario), ..) => check(scenario),
-            // The parser wants one of them.
-            _ => Ok(exit::USAGE),
-        },
+        Command::Check(args) => {
+            let of_folder = || args.data.as_ref().map(|data| Store::Sqlite(data.join("db")));
+            match (&args.scenario, &args.accepted, args.store.clone().or_else(of_folder)) {
+                (_, Some(file), Some(store)) => check_accepted(file, &store),
+                (Some(scenario), ..) => check(scenario),
+                // The parser wants one of them.
+                _ => Ok(exit::USAGE),
+            }
+        }
         Command::Preset { name } => preset(name.as_deref()),
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -82,8 +86,8 @@ fn check(path: &Path) -> Result<u8> {
 }
 
 /// Holds a file of accepted redemptions against the database shards.
-fn check_accepted(file: &Path, data: &Path) -> Result<u8> {
-    let (count, findings) = crate::check::file::check(file, &data.join("db"))?;
+fn check_accepted(file: &Path, store: &Store) -> Result<u8> {
+    let (count, findings) = crate::check::file::check(file, store)?;
     for finding in findings.examples().iter().take(20) {
         say(&format!("{}: {}\n", finding.kind, finding.text));
     }

@@ -1,10 +1,9 @@
 //! From flags to a plan.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::check::{self, Balances};
 use crate::cli::args::{CheckArgs, HttpArgs, RedeemArgs, ScenarioArgs, ScheduleArgs};
@@ -143,11 +142,7 @@ pub fn check(args: &ScenarioArgs) -> Result<Option<check::Options>> {
         ensure!(is_alone, "--admin, --store, --balances: need --check");
         return Ok(None);
     }
-    let store = store.as_deref().map(|s| {
-        s.strip_prefix("sqlite:")
-            .map(PathBuf::from)
-            .with_context(|| format!("--store {s}: expected sqlite:DIR"))
-    });
+    let store = store.as_deref().map(|s| s.parse().map_err(|e| anyhow!("--store: {e}")));
     let store_wait = store_wait.unwrap_or(30.0);
     ensure!((0.0..=86_400.0).contains(&store_wait), "--store-wait: 0 to 86400 seconds");
     Ok(Some(check::Options {

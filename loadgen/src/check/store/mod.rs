@@ -1,12 +1,15 @@
-//! The store, read by SQL of its own: SQLite database shards in a folder.
+//! The store, read by SQL of its own.
 //!
-//! The tables are those of `config/schema/README.md`; only columns documented there are read.
+//! The tables are those of `config/schema/README.md`; only columns documented there are read. The
+//! statements are the same for each kind of database.
+
+mod mysql;
+mod sqlite;
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
-
-use rusqlite::{Connection, OpenFlags, params};
 
 use crate::check::after::{Check, Seen};
 use crate::check::{CheckError, Checked};
@@ -25,6 +28,84 @@ pub struct Row {
     pub state: &'static str,
 }
 
+const ITEMS: &str = "SELECT i.journal, i.item, i.sku FROM items i \
+                     JOIN sales s ON s.journal = i.journal AND s.sale = i.sale WHERE s.id = ?";
+const REDEMPTIONS: &str =
+    "SELECT id, member, journal, item, quantity, points, state FROM redemptions";
+/// Accounts 1 and 2 are the member's own.
+const LEDGER_SUMS: &str = "SELECT redemption, \
+                           SUM(CASE WHEN account <= 2 THEN amount ELSE 0 END), SUM(amount) \
+                           FROM ledger WHERE redemption IS NOT NULL GROUP BY redemption";
+
+/// Where the database shards are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// A folder of files.
+    Sqlite(PathBuf),
+    /// A URL each.
+    Mysql(Vec<String>),
+}
+
+impl FromStr for Store {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(dir) = text.strip_prefix("sqlite:") {
+            return Ok(Self::Sqlite(dir.into()));
+        }
+        let urls: Vec<String> = text.split(',').map(|url| url.trim().to_owned()).collect();
+        if urls.iter().all(|url| url.starts_with("mysql://")) {
+            return Ok(Self::Mysql(urls));
+        }
+        // Nothing of the text: there may be a password in it.
+        Err("expected sqlite:DIR, or mysql://USER@HOST:PORT/DATABASE[,mysql://…] with one URL for \
+             each database shard"
+            .into())
+    }
+}
+
+impl Store {
+    fn open(&self) -> Result<Vec<Box<dyn Shard>>, CheckError> {
+        match self {
+            Self::Sqlite(dir) => sqlite::open(dir),
+            Self::Mysql(urls) => mysql::open(urls),
+        }
+    }
+}
+
+/// A row of `items`.
+struct StoredItem {
+    journal: u64,
+    item: u32,
+    sku: String,
+}
+
+/// A row of `redemptions`.
+struct StoredRow {
+    id: Id,
+    member: u64,
+    journal: u64,
+    item: u32,
+    quantity: u32,
+    points: u64,
+    state: u8,
+}
+
+/// What a redemption's rows of `ledger` add up to. Units: points.
+struct LedgerSum {
+    redemption: Id,
+    of_member: i64,
+    of_all: i64,
+}
+
+/// One database shard.
+trait Shard {
+    /// The items of the sale with this id.
+    fn items(&mut self, sale: &str, see: &mut dyn FnMut(StoredItem)) -> Result<(), CheckError>;
+    fn redemptions(&mut self, see: &mut dyn FnMut(StoredRow)) -> Result<(), CheckError>;
+    fn ledger_sums(&mut self, see: &mut dyn FnMut(LedgerSum)) -> Result<(), CheckError>;
+}
+
 /// Parses the text of an id.
 pub fn parse_id(text: &str) -> Option<Id> {
     let hex: String = text.chars().filter(|c| *c != '-').collect();
@@ -32,13 +113,13 @@ pub fn parse_id(text: &str) -> Option<Id> {
 }
 
 /// The ids of a sale's redemptions that the store has.
-pub fn ids_of_sale(dir: &Path, sale: &str) -> Result<HashSet<Id>, CheckError> {
-    Ok(rows_of_sale(dir, sale)?.into_keys().collect())
+pub fn ids_of_sale(store: &Store, sale: &str) -> Result<HashSet<Id>, CheckError> {
+    Ok(rows_of_sale(store, sale)?.into_keys().collect())
 }
 
 /// Compares the store with what was accepted, once it has caught up.
 pub fn check(
-    dir: &Path,
+    store: &Store,
     check: &Check<'_>,
     seen: &[Seen<'_>],
     checked: &mut Checked,
@@ -46,7 +127,7 @@ pub fn check(
 ) -> Result<(), CheckError> {
     let wanted: HashMap<Id, &Seen<'_>> =
         seen.iter().filter_map(|s| Some((parse_id(&s.accepted.id)?, s))).collect();
-    let rows = wait_for(dir, check, &wanted)?;
+    let rows = wait_for(store, check, &wanted)?;
     checked.found_in_store = Some(wanted.keys().filter(|id| rows.contains_key(*id)).count() as u64);
     for (id, s) in &wanted {
         let name = || check.name(s.number, s.accepted);
@@ -82,7 +163,7 @@ pub fn check(
             found.push(Finding { kind: "unasked-effect", text });
         }
     }
-    ledger_rows(dir, check, &wanted, found)
+    ledger_rows(store, check, &wanted, found)
 }
 
 fn is_same(row: &Row, s: &Seen<'_>) -> bool {
@@ -96,14 +177,14 @@ fn is_same(row: &Row, s: &Seen<'_>) -> bool {
 
 /// Reads until all that is wanted is there in its state, or the time is over.
 fn wait_for(
-    dir: &Path,
+    store: &Store,
     check: &Check<'_>,
     wanted: &HashMap<Id, &Seen<'_>>,
 ) -> Result<HashMap<Id, Row>, CheckError> {
     const STEP: Duration = Duration::from_millis(100);
     let mut left = check.options.store_wait;
     loop {
-        let rows = rows_of_sale(dir, &check.work.sale)?;
+        let rows = rows_of_sale(store, &check.work.sale)?;
         let is_there = |(id, s): (&Id, &&Seen<'_>)| rows.get(id).is_some_and(|row| is_same(row, s));
         if left.is_zero() || wanted.iter().all(is_there) {
             return Ok(rows);
@@ -114,24 +195,18 @@ fn wait_for(
 }
 
 /// All of a sale's redemptions that the store has.
-pub fn rows_of_sale(dir: &Path, sale: &str) -> Result<HashMap<Id, Row>, CheckError> {
-    let shards = open(dir)?;
+pub fn rows_of_sale(store: &Store, sale: &str) -> Result<HashMap<Id, Row>, CheckError> {
+    let mut shards = store.open()?;
     // Sales and items are written to one shard only, by the control partition.
-    let mut skus: HashMap<(i64, i64), String> = HashMap::new();
-    for (path, db) in &shards {
-        let sql = "SELECT i.journal, i.item, i.sku FROM items i \
-                   JOIN sales s ON s.journal = i.journal AND s.sale = i.sale WHERE s.id = ?1";
-        each(path, db, sql, params![sale], |row| {
-            skus.insert((row.get(0)?, row.get(1)?), row.get(2)?);
-            Ok(())
-        })?;
+    let mut skus: HashMap<(u64, u32), String> = HashMap::new();
+    for shard in &mut shards {
+        shard.items(sale, &mut |item| drop(skus.insert((item.journal, item.item), item.sku)))?;
     }
     let mut rows = HashMap::new();
-    for (path, db) in &shards {
-        let sql = "SELECT id, member, journal, item, quantity, points, state FROM redemptions";
-        each(path, db, sql, [], |row| {
-            let Some(sku) = skus.get(&(row.get(2)?, row.get(3)?)) else { return Ok(()) };
-            let state = match row.get::<_, i64>(6)? {
+    for shard in &mut shards {
+        shard.redemptions(&mut |row| {
+            let Some(sku) = skus.get(&(row.journal, row.item)) else { return };
+            let state = match row.state {
                 1 => "held",
                 2 => "confirmed",
                 3 => "cancelled",
@@ -139,17 +214,8 @@ pub fn rows_of_sale(dir: &Path, sale: &str) -> Result<HashMap<Id, Row>, CheckErr
                 5 => "reversed",
                 _ => "of no known state",
             };
-            rows.insert(
-                row.get::<_, Id>(0)?,
-                Row {
-                    member: row.get::<_, i64>(1)?.cast_unsigned(),
-                    sku: sku.clone(),
-                    quantity: row.get(4)?,
-                    points: row.get::<_, i64>(5)?.cast_unsigned(),
-                    state,
-                },
-            );
-            Ok(())
+            let StoredRow { id, member, quantity, points, .. } = row;
+            rows.insert(id, Row { member, sku: sku.clone(), quantity, points, state });
         })?;
     }
     Ok(rows)
@@ -158,19 +224,16 @@ pub fn rows_of_sale(dir: &Path, sale: &str) -> Result<HashMap<Id, Row>, CheckErr
 /// The ledger's rows of each accepted redemption say what it cost: on the member's accounts in
 /// sum, minus the points of a confirmed one, and nothing of a released one.
 fn ledger_rows(
-    dir: &Path,
+    store: &Store,
     check: &Check<'_>,
     wanted: &HashMap<Id, &Seen<'_>>,
     found: &mut Vec<Finding>,
 ) -> Result<(), CheckError> {
     let mut sums: HashMap<Id, (i64, i64)> = HashMap::new();
-    for (path, db) in &open(dir)? {
-        let sql = "SELECT redemption, sum(CASE WHEN account <= 2 THEN amount ELSE 0 END), \
-                   sum(amount) FROM ledger WHERE redemption IS NOT NULL GROUP BY redemption";
-        each(path, db, sql, [], |row| {
-            let sum = sums.entry(row.get(0)?).or_default();
-            *sum = (sum.0 + row.get::<_, i64>(1)?, sum.1 + row.get::<_, i64>(2)?);
-            Ok(())
+    for shard in &mut store.open()? {
+        shard.ledger_sums(&mut |part| {
+            let sum = sums.entry(part.redemption).or_default();
+            *sum = (sum.0 + part.of_member, sum.1 + part.of_all);
         })?;
     }
     for (id, s) in wanted {
@@ -189,50 +252,6 @@ fn ledger_rows(
     Ok(())
 }
 
-fn open(dir: &Path) -> Result<Vec<(PathBuf, Connection)>, CheckError> {
-    let path = dir.display().to_string();
-    let wrong = |e: std::io::Error| CheckError::File { path: path.clone(), detail: e.to_string() };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(wrong)? {
-        let file = entry.map_err(wrong)?.path();
-        if file.extension().is_some_and(|e| e == "sqlite") {
-            files.push(file);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        return Err(CheckError::NoStore { path });
-    }
-    files
-        .into_iter()
-        .map(|file| {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let db = Connection::open_with_flags(&file, flags)
-                .and_then(|db| db.busy_timeout(Duration::from_secs(5)).map(|()| db))
-                .map_err(|source| CheckError::Store { path: file.display().to_string(), source })?;
-            Ok((file, db))
-        })
-        .collect()
-}
-
-fn each(
-    path: &Path,
-    db: &Connection,
-    sql: &str,
-    values: impl rusqlite::Params,
-    mut take: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<()>,
-) -> Result<(), CheckError> {
-    let read = || {
-        let mut statement = db.prepare(sql)?;
-        let mut rows = statement.query(values)?;
-        while let Some(row) = rows.next()? {
-            take(row)?;
-        }
-        Ok(())
-    };
-    read().map_err(|source| CheckError::Store { path: path.display().to_string(), source })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,5 +261,16 @@ mod tests {
         let id = parse_id("0192f3a0-0000-8001-8000-0000000000ff").unwrap();
         assert_eq!((id[0], id[15]), (0x01, 0xff));
         assert!(parse_id("0192f3a0").is_none() && parse_id("not an id").is_none());
+    }
+
+    #[test]
+    fn a_store_is_a_folder_or_a_url_for_each_database_shard() {
+        assert_eq!("sqlite:data/db".parse(), Ok(Store::Sqlite("data/db".into())));
+        let urls = ["mysql://u@h:1/a".to_owned(), "mysql://u@h:2/a".to_owned()];
+        assert_eq!(urls.join(",").parse(), Ok(Store::Mysql(urls.to_vec())));
+        for wrong in ["", "data/db", "mysql://u:secret@h:1/a,other"] {
+            let error = wrong.parse::<Store>().unwrap_err();
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 }
