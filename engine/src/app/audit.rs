@@ -12,6 +12,7 @@ use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
 
 use crate::audit::parts::{Claims, SlotClaim};
 use crate::audit::{CannotLook, LiveNode, audit_live, stores};
+use crate::config::{KafkaConfig, StoreConfig};
 use crate::journal::JournalError;
 use crate::journal::disk::RealDisk;
 use crate::journal::files::DiskGauge;
@@ -31,12 +32,16 @@ const REPORT_WITHIN: Duration = Duration::from_secs(30);
 pub(super) struct LiveAudit {
     pub name: String,
     pub data: PathBuf,
+    pub store: StoreConfig,
+    /// Where it is the log.
+    pub kafka: Option<KafkaConfig>,
     pub journal: JournalId,
     pub incarnation: Incarnation,
     pub durable: Arc<DurableMark>,
     pub gauge: Arc<DiskGauge>,
     pub core: Arc<Core>,
-    pub running: Running,
+    /// Of the node and its database shards, and with Kafka.
+    pub running: [Running; 2],
 }
 
 /// What an audit came to: the report as JSON, or why nothing could be looked at.
@@ -48,11 +53,13 @@ pub(super) type Running = Mutex<Option<Arc<OnceLock<Outcome>>>>;
 
 impl LiveAudit {
     /// Audits, or waits for the audit that runs already and shares what it comes to.
-    pub fn run(&self) -> Outcome {
-        let running = || self.running.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn run(&self, with_kafka: bool) -> Outcome {
+        let running =
+            || self.running[usize::from(with_kafka)].lock().unwrap_or_else(PoisonError::into_inner);
         let audit = Arc::clone(running().get_or_insert_default());
         // Whoever is first runs it; the others wait here for the outcome.
-        let outcome = audit.get_or_init(|| self.audit().map_err(|error| error.to_string())).clone();
+        let outcome =
+            audit.get_or_init(|| self.audit(with_kafka).map_err(|error| error.to_string())).clone();
         let mut current = running();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &audit)) {
             *current = None;
@@ -60,7 +67,7 @@ impl LiveAudit {
         outcome
     }
 
-    fn audit(&self) -> Result<String, CannotLook> {
+    fn audit(&self, with_kafka: bool) -> Result<String, CannotLook> {
         let _segments = self.gauge.pin();
         let disk = RealDisk::open_read_only(&journal_dir(&self.data))
             .map_err(|e| CannotLook::Read(format!("opening the journal: {e}")))?;
@@ -75,7 +82,8 @@ impl LiveAudit {
             durable: &|| self.durable.get(),
             tail: &tail,
             snapshots: &snapshot_dir(&self.data),
-            stores: &stores::open(&self.data.join(crate::audit::DATABASE_DIR))?,
+            stores: &stores::open(&self.store, &self.data.join(crate::audit::DATABASE_DIR))?,
+            kafka: self.kafka.as_ref().filter(|_| with_kafka),
             visit: &|| self.visit(),
             lines: &|| self.lines(),
         };

@@ -126,6 +126,11 @@ pub(super) fn open_store(config: &Config) -> OpenStore {
     Arc::new(move |shard| stores::open_one(&store, &folder, shard, layout))
 }
 
+/// Kafka's settings, where it is the log.
+pub(super) fn kafka_of(config: &Config) -> Option<KafkaConfig> {
+    (config.log.kind == LogKind::Kafka).then(|| config.log.kafka.clone())
+}
+
 pub(super) fn layout(config: &Config) -> Layout {
     Layout::new(config.database_count()).expect("checked with the settings")
 }

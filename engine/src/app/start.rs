@@ -89,7 +89,10 @@ impl Node {
             figures: Arc::clone(&figures) as _,
             audit: Arc::new({
                 let audit = Arc::clone(&audit);
-                move || audit.get().map_or_else(|| Err("not ready yet".into()), LiveAudit::run)
+                move |with_kafka| match audit.get() {
+                    Some(audit) => audit.run(with_kafka),
+                    None => Err("not ready yet".into()),
+                }
             }),
             history: Arc::clone(&history),
             spool: data.join("spool"),
@@ -118,12 +121,14 @@ impl Node {
         let _ = audit.set(LiveAudit {
             name: format!("http://{}", node.addresses().admin),
             data,
+            store: node.config.store.clone(),
+            kafka: super::ship::kafka_of(&node.config),
             journal: node.journal.journal(),
             incarnation: node.incarnation,
             durable: Arc::clone(node.journal.durable()),
             gauge: Arc::clone(node.journal.gauge()),
             core: Arc::clone(&node.core),
-            running: super::audit::Running::default(),
+            running: Default::default(),
         });
         Ok(node)
     }

@@ -30,6 +30,8 @@ pub enum Check {
     Rules,
     /// No redemption begins outside the sale's open time.
     SaleTimes,
+    /// Kafka has what the journal has, and nothing else.
+    Shipped,
     StoreWatermarks,
     StoreAccounts,
     StoreRedemptions,
@@ -43,7 +45,7 @@ pub enum Check {
 }
 
 impl Check {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Journal,
         Self::I1,
         Self::I2,
@@ -53,6 +55,7 @@ impl Check {
         Self::I11,
         Self::Rules,
         Self::SaleTimes,
+        Self::Shipped,
         Self::StoreWatermarks,
         Self::StoreAccounts,
         Self::StoreRedemptions,
@@ -76,6 +79,7 @@ impl Check {
             Self::I11 => "I11",
             Self::Rules => "rules",
             Self::SaleTimes => "sale times",
+            Self::Shipped => "kafka",
             Self::StoreWatermarks => "watermarks",
             Self::StoreAccounts => "accounts",
             Self::StoreRedemptions => "redemptions",
@@ -100,6 +104,7 @@ impl Check {
             Self::I11 => "every durable prefix conserves units",
             Self::Rules => "redemptions: states, prices and limits",
             Self::SaleTimes => "nothing begins while its sale is not open",
+            Self::Shipped => "each record in its partition, none missing, none invented",
             Self::StoreWatermarks => "behind the journal, never ahead of it",
             Self::StoreAccounts => "balances are those of the journal",
             Self::StoreRedemptions => "rows are those of the journal",

@@ -21,7 +21,9 @@ use super::offline::CannotLook;
 use super::parts::{Base, Claims};
 use super::report::{AuditReport, Subject};
 use super::run::{Inputs, Progress, lowest_watermark, run};
+use super::shipped::Shipped;
 use super::stores::{self, OpenShard, Stores};
+use crate::config::KafkaConfig;
 use crate::journal::JournalError;
 use crate::journal::disk::Disk;
 use crate::journal::tail::Tail;
@@ -45,6 +47,8 @@ pub struct LiveNode<'a, D: Disk> {
     pub snapshots: &'a Path,
     /// Readers of their own, not those that answer requests.
     pub stores: &'a Stores,
+    /// The records topic, where it is to be compared.
+    pub kafka: Option<&'a KafkaConfig>,
     /// Asks every shard and the control thread what they have; waits for their reports.
     pub visit: &'a dyn Fn() -> Result<Claims, CannotLook>,
     /// Reads the stock lines.
@@ -88,6 +92,10 @@ fn within<D: Disk>(
     reads: &[OpenShard<'_>],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotLook> {
+    if node.kafka.is_some() {
+        progress(Progress { step: "reading Kafka", done: 0, of: 1 });
+    }
+    let shipped = node.kafka.map(|kafka| Shipped::read(kafka, node.journal)).transpose()?;
     let first = (node.first)();
     let before = (node.durable)();
     let whole =
@@ -127,6 +135,7 @@ fn within<D: Disk>(
         base: base.as_ref().map(|base| base as &dyn Base),
         claims,
         layout: node.stores.layout,
+        shipped,
         stores: reads,
         lines: Some((window_from, lines)),
         findings,

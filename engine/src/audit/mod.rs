@@ -14,10 +14,11 @@ pub mod parts;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod shipped;
 pub mod store;
 pub mod stores;
 
 pub use live::{LiveNode, audit_live};
-pub use offline::{CannotLook, DATABASE_DIR, audit_data_dir};
+pub use offline::{CannotLook, DATABASE_DIR, Elsewhere, audit_data_dir, audit_with};
 pub use report::AuditReport;
 pub use run::Progress;

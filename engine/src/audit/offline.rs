@@ -11,8 +11,10 @@ use super::journal::{Bounds, CannotRead};
 use super::parts::Base;
 use super::report::{AuditReport, PointsLine, Subject};
 use super::run::{Inputs, Progress, run};
+use super::shipped::Shipped;
 use super::store::CannotCompare;
 use super::stores;
+use crate::config::{KafkaConfig, StoreConfig};
 use crate::journal::JournalError;
 use crate::journal::lock::FolderLock;
 use crate::journal::open::{journal_dir, snapshot_dir};
@@ -49,14 +51,34 @@ impl From<StoreError> for CannotLook {
     }
 }
 
-/// Audits the data folder of a node that does not run.
+/// What is not in the data folder.
+#[derive(Clone, Default, Debug)]
+pub struct Elsewhere {
+    /// The database shards.
+    pub store: StoreConfig,
+    /// The records topic, where it is to be compared.
+    pub kafka: Option<KafkaConfig>,
+}
+
+/// Audits the data folder of a node that does not run, with the database shards in it.
+///
+/// Errors: as [`audit_with`].
+pub fn audit_data_dir(
+    data: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<AuditReport, CannotLook> {
+    audit_with(data, &Elsewhere::default(), progress)
+}
+
+/// Audits the data folder of a node that does not run, and what belongs to it elsewhere.
 ///
 /// A journal that is damaged, where a start would refuse it, is a finding and not an error: then
 /// nothing else is checked.
 ///
 /// Errors: a node runs on the folder, or something cannot be read.
-pub fn audit_data_dir(
+pub fn audit_with(
     data: &Path,
+    elsewhere: &Elsewhere,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotLook> {
     let folder = journal_dir(data);
@@ -92,18 +114,24 @@ pub fn audit_data_dir(
         last_seq: bounds.last,
         base_snapshot: snapshots.base.as_ref().map(super::files::SnapshotFile::number),
     };
-    let stores = stores::open(&data.join(DATABASE_DIR))?;
+    let stores = stores::open(&elsewhere.store, &data.join(DATABASE_DIR))?;
     stores.report(bounds.first, &mut findings);
-    let mut inputs = Some((subject, snapshots.claims, findings));
+    if elsewhere.kafka.is_some() {
+        progress(Progress { step: "reading Kafka", done: 0, of: 1 });
+    }
+    let kafka = elsewhere.kafka.as_ref();
+    let shipped = kafka.map(|kafka| Shipped::read(kafka, bounds.journal)).transpose()?;
+    let mut inputs = Some((subject, snapshots.claims, shipped, findings));
     let mut outcome = None;
     stores::with_all(&stores, &mut |reads| {
-        if let Some((subject, claims, findings)) = inputs.take() {
+        if let Some((subject, claims, shipped, findings)) = inputs.take() {
             let inputs = Inputs {
                 subject,
                 journal: &journal,
                 base: snapshots.base.as_ref().map(|base| base as &dyn Base),
                 claims,
                 layout: stores.layout,
+                shipped,
                 stores: reads,
                 lines: None,
                 findings,

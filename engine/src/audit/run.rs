@@ -8,6 +8,7 @@ use super::model::{Figures, Item, Model};
 use super::parts::{Base, Claims, base_control, base_slot};
 use super::replay::{ReplayFigures, replay};
 use super::report::{AuditReport, ItemLine, PointsLine, Subject, counted, grouped};
+use super::shipped::Shipped;
 use super::store::{
     Behind, Books, CannotCompare, Changes, Entries, SaleHistory, ShardAudit, ShardFigures,
 };
@@ -40,6 +41,8 @@ pub struct Inputs<'a> {
     pub claims: Claims,
     /// How the partitions lie on the database shards.
     pub layout: Option<Layout>,
+    /// What Kafka has, where it is to be compared; read before the journal's end was looked up.
+    pub shipped: Option<Shipped>,
     /// The database shards, each in an open read transaction; empty: none to compare.
     pub stores: &'a [OpenShard<'a>],
     /// Of a running node: what its stock lines had free, and the durable sequence number just
@@ -56,7 +59,8 @@ pub fn run(
     inputs: Inputs<'_>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotCompare> {
-    let Inputs { subject, journal, base, claims, layout, stores, lines, mut findings } = inputs;
+    let Inputs { subject, journal, base, claims, layout, mut shipped, stores, lines, mut findings } =
+        inputs;
     let bounds = journal.bounds();
     let mut model = Model::new(bounds.journal);
     let mut sales = SaleHistory::default();
@@ -75,6 +79,9 @@ pub fn run(
     let lowest = base.map_or(Seq::NONE, Base::lowest_cut);
     // Ledger rows are compared from the journal's first record on, so all of it is read.
     let from = if stores.is_empty() { lowest.next() } else { bounds.first };
+    if let Some(shipped) = &mut shipped {
+        shipped.seal(from);
+    }
     let mut step = Step::new("reading the journal", from, bounds.last, progress);
     journal.each(from, &mut |place, slot, record, bytes| {
         step.at(place.seq);
@@ -82,6 +89,9 @@ pub fn run(
         entries.note(place.seq, slot, record, &behind);
         changes.note(place.seq, slot, record, &behind);
         sales.note(place.seq, record);
+        if let Some(shipped) = &mut shipped {
+            shipped.note(place, slot, bytes);
+        }
         model.fold(place, slot, record, bytes);
     })?;
     model.finish();
@@ -118,7 +128,11 @@ pub fn run(
     for (seq, flaw) in journal.flaws() {
         findings.violation(Check::Journal, Where::seq(seq), flaw);
     }
-    let lines = summary.lines(&replayed, &shards);
+    let mut lines = summary.lines(&replayed, &shards);
+    if let Some(shipped) = shipped {
+        let (messages, figures) = shipped.finish(bounds.last, &mut findings);
+        lines.push((Check::Shipped, messages, figures));
+    }
     Ok(AuditReport::new(subject, &lines, summary.points, summary.items, shards, &findings))
 }
 

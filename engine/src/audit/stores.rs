@@ -4,8 +4,11 @@ use std::path::Path;
 
 use super::finding::{Check, Findings, Where};
 use super::journal::CannotRead;
+use crate::config::{StoreConfig, StoreKind};
+use crate::persist;
 use crate::persist::sqlite::{SqliteReader, path_of};
 use crate::persist::store::{ConsistentRead, StoreError, StoreReader};
+use crate::persist::stores::StoresError;
 use crate::ship::partition::{DATABASE_SHARD_COUNT_MAX, DatabaseShard, Layout};
 use crate::units::Seq;
 
@@ -28,11 +31,38 @@ pub struct Stores {
 /// One database shard within an open read transaction.
 pub type OpenShard<'a> = (DatabaseShard, &'a dyn ConsistentRead);
 
-/// Opens the database shards in a folder; none where none was ever made. A file that is missing
-/// or exchanged is no error: the others are compared all the same.
+/// Opens the database shards that the settings name. One that is missing or exchanged is no error:
+/// the others are compared all the same.
 ///
 /// Errors: one that is there cannot be opened.
-pub fn open(folder: &Path) -> Result<Stores, CannotRead> {
+pub fn open(config: &StoreConfig, folder: &Path) -> Result<Stores, CannotRead> {
+    match config.kind {
+        StoreKind::Sqlite => open_files(folder),
+        StoreKind::Mysql => open_databases(config, folder),
+    }
+}
+
+fn open_databases(config: &StoreConfig, folder: &Path) -> Result<Stores, CannotRead> {
+    let count = config.mysql.urls.len();
+    let layout = u8::try_from(count).ok().and_then(Layout::new);
+    let layout = layout.ok_or_else(|| {
+        CannotRead(format!("store.mysql.urls names {count} databases: that is no layout"))
+    })?;
+    let mut stores = Stores { layout: Some(layout), ..Stores::default() };
+    for shard in layout.shards() {
+        match persist::stores::reader(config, folder, shard, layout) {
+            Ok(reader) => stores.readers.push((shard, reader)),
+            Err(StoresError::Store { source: e @ StoreError::WrongShard { .. }, .. }) => {
+                stores.wrong.push((shard, format!("{e}; were databases exchanged?")));
+            }
+            Err(e) => return Err(CannotRead(e.to_string())),
+        }
+    }
+    Ok(stores)
+}
+
+/// Those in a folder; none where none was ever made.
+fn open_files(folder: &Path) -> Result<Stores, CannotRead> {
     let mut found = Vec::new();
     for shard in (0..DATABASE_SHARD_COUNT_MAX).map(DatabaseShard::new) {
         let path = path_of(folder, shard);

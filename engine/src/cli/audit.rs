@@ -12,21 +12,32 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::AdminUrl;
 use super::admin::{block_on, send};
-use crate::audit::{AuditReport, Progress, audit_data_dir};
+use crate::audit::{AuditReport, Elsewhere, Progress, audit_with};
+use crate::config::{Config, LogKind, Overrides};
 
-pub fn offline(data: &Path, json: bool) -> anyhow::Result<ExitCode> {
+/// With `all`, the records topic too, where Kafka is the log.
+pub fn offline(
+    data: &Path,
+    config: Option<&Path>,
+    all: bool,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let config = Config::load(config, Overrides::default())?;
+    let kafka = (all && config.log.kind == LogKind::Kafka).then_some(config.log.kafka);
+    let elsewhere = Elsewhere { store: config.store, kafka };
     let bar = bar()?;
-    let report = audit_data_dir(data, &mut |progress| show(&bar, progress));
+    let report = audit_with(data, &elsewhere, &mut |progress| show(&bar, progress));
     bar.finish_and_clear();
     Ok(tell(&report?, json))
 }
 
-pub fn live(url: &str, json: bool) -> anyhow::Result<ExitCode> {
+pub fn live(url: &str, all: bool, json: bool) -> anyhow::Result<ExitCode> {
     let node = AdminUrl { admin: url.into(), operator: "onrush-audit".into() };
     let body = Empty::new().map_err(|never| match never {}).boxed();
     let bar = bar()?;
+    let path = if all { "/v1/audit?all=true" } else { "/v1/audit" };
     bar.set_message("the node is auditing itself");
-    let answer = block_on(send(&node, "GET", "/v1/audit", None, body));
+    let answer = block_on(send(&node, "GET", path, None, body));
     bar.finish_and_clear();
     let answer = answer?;
     if !answer.status.is_success() {

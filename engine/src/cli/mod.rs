@@ -67,7 +67,10 @@ Examples:
 
 Examples:
   onrush audit --data ./data
-  onrush audit --admin http://127.0.0.1:8081 --json")]
+  onrush audit --admin http://127.0.0.1:8081 --json
+  # Kafka as well, and the database shards that the settings name:
+  onrush audit --all --data ./data --config config/onrush.toml
+  onrush audit --all --admin http://127.0.0.1:8081")]
     Audit(AuditArgs),
     /// Look into a data folder's journal
     #[command(subcommand)]
@@ -248,6 +251,12 @@ struct AuditTarget {
 struct AuditArgs {
     #[command(flatten)]
     target: AuditTarget,
+    /// Also compares Kafka, where the settings name it as the log
+    #[arg(long)]
+    all: bool,
+    /// Settings that say where a stopped node's database shards and Kafka are
+    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+    config: Option<PathBuf>,
     /// One JSON document instead of text
     #[arg(long)]
     json: bool,
@@ -365,11 +374,13 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             import::members(&file, skip_bad_rows, &node)
         }
         Command::Import(ImportCommand::Sale { file, node }) => import::sale(&file, &node),
-        Command::Audit(AuditArgs { target, json }) => match (target.data, target.admin) {
-            (Some(dir), _) => audit::offline(&dir, json),
-            (None, Some(url)) => audit::live(&url, json),
-            (None, None) => unreachable!("clap requires one of the two"),
-        },
+        Command::Audit(AuditArgs { target, all, config, json }) => {
+            match (target.data, target.admin) {
+                (Some(dir), _) => audit::offline(&dir, config.as_deref(), all, json),
+                (None, Some(url)) => audit::live(&url, all, json),
+                (None, None) => unreachable!("clap requires one of the two"),
+            }
+        }
         Command::Journal(JournalCommand::Inspect { data, from, limit }) => {
             journal::inspect(&data, from, limit)
         }

@@ -197,10 +197,11 @@ pub async fn reverse(
 }
 
 /// `GET /v1/audit`: the invariants of the live node. It looks for a while, off this thread.
-pub async fn audit(worker: &Worker) -> Result<Reply, Problem> {
+pub async fn audit(worker: &Worker, parts: &Parts) -> Result<Reply, Problem> {
+    let all = parse::flag(parts.uri.query(), "all")?;
     worker.ready()?;
     let audit = Arc::clone(&worker.shared.audit);
-    let report = tokio::task::spawn_blocking(move || audit()).await;
+    let report = tokio::task::spawn_blocking(move || audit(all)).await;
     match report.unwrap_or_else(|_| Err(String::from("the audit ended early"))) {
         Ok(report) => Ok(Reply::ok(report)),
         Err(reason) => {

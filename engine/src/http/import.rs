@@ -39,7 +39,7 @@ pub async fn import(worker: &Worker, parts: &Parts, body: &mut Incoming) -> Resu
     let ready = worker.ready()?;
     let note = parse::admin_note(&parts.headers)?;
     require_type(&parts.headers, "text/csv")?;
-    let skip_bad_rows = skips_bad_rows(parts.uri.query())?;
+    let skip_bad_rows = parse::flag(parts.uri.query(), "skip_bad_rows")?;
     let mut spool = receive(worker, body).await?;
     let (spool, checked) = blocking(move || {
         let checked = spool.check()?;
@@ -107,18 +107,6 @@ fn name_all(mut out: BytesMut, spool: &Spool, sender: &mpsc::Sender<Bytes>) -> s
     json::raw(&mut out, "]}");
     let _ = sender.blocking_send(out.freeze());
     Ok(())
-}
-
-fn skips_bad_rows(query: Option<&str>) -> Result<bool, Problem> {
-    let mut skips = false;
-    for (name, value) in parse::query(query)? {
-        skips = match (name.as_ref(), value.as_ref()) {
-            ("skip_bad_rows", "true") => true,
-            ("skip_bad_rows", "false") => false,
-            _ => return Err(Problem::malformed("The one parameter is skip_bad_rows=true.")),
-        };
-    }
-    Ok(skips)
 }
 
 /// Runs `work` off this thread; a file that cannot be read or written is the node's own trouble.

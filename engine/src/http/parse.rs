@@ -265,6 +265,22 @@ pub fn admin_note(headers: &HeaderMap) -> Result<AdminNote, Problem> {
 /// A parameter's name and value.
 type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
 
+/// A query whose only parameter is this one, `true` or `false`; `false` where it is not there.
+pub fn flag(text: Option<&str>, only: &str) -> Result<bool, Problem> {
+    let mut is_set = false;
+    for (name, value) in query(text)? {
+        is_set = match value.as_ref() {
+            "true" if name == only => true,
+            "false" if name == only => false,
+            _ => {
+                let detail = format!("The query takes {only}=true or {only}=false.");
+                return Err(Problem::malformed(detail));
+            }
+        };
+    }
+    Ok(is_set)
+}
+
 /// The pairs of a query string, percent-decoded. `+` stays what it is: no value here has spaces.
 ///
 /// Errors: `malformed` on a broken escape.

@@ -104,7 +104,7 @@ async fn dispatch_rest(
         Route::Member { member } => admin::member(worker, member).await,
         Route::ImportMembers => super::import::import(worker, parts, body).await,
         Route::Reverse { id } => admin::reverse(worker, id, parts, body).await,
-        Route::Audit => admin::audit(worker).await,
+        Route::Audit => admin::audit(worker, parts).await,
         Route::Livez => Ok(probes::livez()),
         Route::Readyz => Ok(probes::readyz(worker)),
         Route::Metrics => Ok(probes::metrics(worker)),

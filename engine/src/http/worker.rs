@@ -23,8 +23,9 @@ use crate::shard::core::{Core, NodeView, Stage};
 use crate::shard::port::Port;
 use crate::telemetry::figures::NodeFigures;
 
-/// Runs the audit of the live node and gives its report as JSON. Blocks; called off the workers.
-pub type Audit = dyn Fn() -> Result<String, String> + Send + Sync;
+/// Runs the audit of the live node, with Kafka where `true`, and gives its report as JSON. Blocks;
+/// called off the workers.
+pub type Audit = dyn Fn(bool) -> Result<String, String> + Send + Sync;
 
 /// What all workers share.
 pub struct Shared {

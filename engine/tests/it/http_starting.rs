@@ -32,7 +32,7 @@ fn bare_door() -> BareDoor {
             view: Arc::clone(&view),
             clock,
             figures: Arc::new(NoFigures),
-            audit: Arc::new(|| Err(String::from("nothing to look at"))),
+            audit: Arc::new(|_| Err(String::from("nothing to look at"))),
             history: Arc::default(),
             spool: spool.path().to_path_buf(),
         })
@@ -97,7 +97,7 @@ fn leftovers_of_an_import_are_gone_after_the_start() {
         view: bare.view,
         clock: Arc::new(RealClock::new()),
         figures: Arc::new(NoFigures),
-        audit: Arc::new(|| Err(String::new())),
+        audit: Arc::new(|_| Err(String::new())),
         history: Arc::default(),
         spool: folder.clone(),
     });

@@ -17,8 +17,10 @@ use onrush::kernel::record::CONTROL;
 use onrush::kernel::slot::SlotState;
 use onrush::persist::embedded;
 use onrush::persist::status::PersistStatus;
-use onrush::persist::writer::WriterSettings;
+use onrush::persist::store::Store;
+use onrush::persist::writer::{ShardWriter, WriterSettings};
 use onrush::ship::frames::MemoryFrames;
+use onrush::ship::log::Log;
 use onrush::ship::partition::Layout;
 use onrush::units::{Incarnation, JournalId, NodeTime, SLOT_COUNT, Seq, Slot};
 
@@ -109,38 +111,51 @@ pub fn write_snapshot(data: &Path, journal: JournalId, lines: &[Line], seq: u64)
 
 /// Fills the database shards from the journal, each up to the frame that holds its `through`.
 pub fn write_store(data: &Path, through: [u64; DATABASES as usize]) {
-    let stopped = StoppedJournal::open(&journal_dir(data)).unwrap();
-    let frames = through.map(|through| {
-        let frames = MemoryFrames::new(stopped.journal());
-        let mut incarnation = 1;
-        let mut tail = stopped.tail(Seq::new(1)).unwrap();
-        while let Some(run) = tail.next().unwrap() {
-            if run.first_seq > Seq::new(through) {
-                break;
-            }
-            while incarnation < run.incarnation.get() {
-                frames.reopen();
-                incarnation += 1;
-            }
-            let (time, count) = (run.stamp.node, run.record_count);
-            frames.append_encoded(time, count, run.records.to_vec());
-        }
-        frames
-    });
-    let layout = Layout::new(DATABASES).unwrap();
-    let status = Arc::new(PersistStatus::new(layout));
-    let settings =
-        WriterSettings { batch: 500, linger_ms: 0, mark_every_ms: 0, letters_every_ms: 0 };
-    let mut next = frames.into_iter();
+    let status = Arc::new(PersistStatus::new(Layout::new(DATABASES).unwrap()));
+    let mut next = through.map(|through| frames(data, through)).into_iter();
     let writers =
-        embedded::open(&data.join("db"), settings, &status, || Ok(next.next().unwrap())).unwrap();
-    for mut writer in writers {
-        let mut now_ms = 0;
-        while !writer.has_stored(writer.head_seq()) {
-            now_ms += 1;
-            writer.step(now_ms, true);
-            assert!(now_ms < 10_000, "{:?}", status.alarms());
+        embedded::open(&data.join("db"), SETTINGS, &status, || Ok(next.next().unwrap())).unwrap();
+    writers.into_iter().for_each(|writer| write_all(writer, &status));
+}
+
+/// Has these stores, one per database shard, written from the folder's whole journal.
+pub fn write_stores(data: &Path, stores: Vec<Box<dyn Store>>) {
+    let status = Arc::new(PersistStatus::new(Layout::new(DATABASES).unwrap()));
+    for store in stores {
+        let source = frames(data, u64::MAX);
+        write_all(embedded::writer(store, source, SETTINGS, &status).unwrap(), &status);
+    }
+}
+
+const SETTINGS: WriterSettings =
+    WriterSettings { batch: 500, linger_ms: 0, mark_every_ms: 0, letters_every_ms: 0 };
+
+/// The journal's records up to one, as a source of a log.
+fn frames(data: &Path, through: u64) -> MemoryFrames {
+    let stopped = StoppedJournal::open(&journal_dir(data)).unwrap();
+    let frames = MemoryFrames::new(stopped.journal());
+    let mut incarnation = 1;
+    let mut tail = stopped.tail(Seq::new(1)).unwrap();
+    while let Some(run) = tail.next().unwrap() {
+        if run.first_seq > Seq::new(through) {
+            break;
         }
+        while incarnation < run.incarnation.get() {
+            frames.reopen();
+            incarnation += 1;
+        }
+        let (time, count) = (run.stamp.node, run.record_count);
+        frames.append_encoded(time, count, run.records.to_vec());
+    }
+    frames
+}
+
+fn write_all<L: Log, S: Store>(mut writer: ShardWriter<L, S>, status: &PersistStatus) {
+    let mut now_ms = 0;
+    while !writer.has_stored(writer.head_seq()) {
+        now_ms += 1;
+        writer.step(now_ms, true);
+        assert!(now_ms < 10_000, "{:?}", status.alarms());
     }
 }
 

@@ -20,7 +20,7 @@ struct Victim {
     seq: Seq,
 }
 
-const SHARD: u8 = 1;
+pub(super) const SHARD: u8 = 1;
 
 fn victim() -> Victim {
     let layout = Layout::new(folder::DATABASES).unwrap();
@@ -50,17 +50,22 @@ fn open(data: &Path, shard: u8) -> Connection {
 
 /// Runs statements on database shard 1. `$member`, `$id`, `$item`, `$seq`: the victim's.
 fn tamper(data: &Path, sql: &str) {
-    let v = victim();
-    let sql = sql
-        .replace("$member", &v.member.to_string())
-        .replace("$id", &format!("x'{:032x}'", v.redemption.get()))
-        .replace("$item", &v.item.to_string())
-        .replace("$seq", &v.seq.to_string())
-        .replace("$change", &format!("seq = {}", change_seq()));
+    let sql = filled_in(sql);
     let connection = open(data, SHARD);
     let before = connection.total_changes();
     connection.execute_batch(&sql).unwrap();
     assert!(connection.total_changes() > before, "{sql} changed nothing");
+}
+
+/// The statement with the victim's numbers.
+pub(super) fn filled_in(sql: &str) -> String {
+    let v = victim();
+    sql.replace("$member", &v.member.to_string())
+        .replace("$id", &format!("x'{:032x}'", v.redemption.get()))
+        .replace("$item", &v.item.to_string())
+        .replace("$seq", &v.seq.to_string())
+        .replace("$slot", &Slot::of(v.member).to_string())
+        .replace("$change", &format!("seq = {}", change_seq()))
 }
 
 fn here() -> Where {
@@ -98,9 +103,9 @@ fn change_seq() -> Seq {
     Seq::new(at as u64 + 1)
 }
 
-type Row = (&'static str, Check, fn() -> Where);
+pub(super) type Row = (&'static str, Check, fn() -> Where);
 
-const TAMPERED: &[Row] = &[
+pub(super) const TAMPERED: &[Row] = &[
     ("DELETE FROM accounts WHERE member = $member", Check::StoreAccounts, account),
     ("UPDATE accounts SET free = free + 1 WHERE member = $member", Check::StoreAccounts, account),
     ("UPDATE accounts SET free = free + 1 WHERE member = $member", Check::StoreLedger, account),
@@ -227,7 +232,7 @@ fn every_wrong_row_is_found_by_its_check_and_its_place_is_named() {
     assert!(TAMPERED.len() >= 20);
     for (sql, check, at) in TAMPERED {
         let data = right().copy();
-        tamper(data.path(), &sql.replace("$slot", &Slot::of(victim().member).to_string()));
+        tamper(data.path(), sql);
         assert_found(sql, &folder::audit(data.path()), *check, at());
     }
 }
@@ -296,7 +301,7 @@ fn wrong_rows_of_a_lagging_store_are_found() {
     for (sql, check, at) in rows.step_by(3) {
         let data = tempfile::tempdir().unwrap();
         folder::copy(lagging.path(), data.path());
-        tamper(data.path(), &sql.replace("$slot", &Slot::of(victim().member).to_string()));
+        tamper(data.path(), sql);
         assert_found(sql, &folder::audit(data.path()), *check, at());
     }
 }

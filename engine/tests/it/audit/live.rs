@@ -62,7 +62,8 @@ fn audit(
             Tail::open(disk, stopped.journal(), from, mark)
         },
         snapshots: &snapshot_dir(data),
-        stores: &stores::open(&data.join("db")).unwrap(),
+        stores: &stores::open(&onrush::config::StoreConfig::default(), &data.join("db")).unwrap(),
+        kafka: None,
         visit: &|| Ok(claims.borrow_mut().take().unwrap()),
         lines: &|| lines.to_vec(),
     };

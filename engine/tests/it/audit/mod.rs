@@ -7,6 +7,7 @@ mod in_journal;
 mod in_snapshots;
 mod in_store;
 mod live;
+mod stack_store;
 mod world;
 
 use std::path::Path;
