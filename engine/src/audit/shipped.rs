@@ -49,6 +49,32 @@ struct Topic {
     lag: u64,
 }
 
+impl Topic {
+    /// Each message says how far back nothing lies before it: that must reach what was there
+    /// already. A mark reaches on for the records behind it.
+    fn look_for_holes(&self, at: Where, findings: &mut Findings) {
+        let Some(first) = self.records.first() else { return };
+        let mut complete_to = first.seq;
+        let mut marks = self.marks.iter().peekable();
+        for record in &self.records[1..] {
+            while let Some(mark) = marks.next_if(|mark| mark.seq < record.seq) {
+                if mark.prev_seq <= complete_to {
+                    complete_to = complete_to.max(mark.seq);
+                }
+            }
+            if record.prev_seq > complete_to {
+                let sentence = format!(
+                    "its predecessor is {}, and what is here is complete to {complete_to} only: a \
+                     message is missing",
+                    record.prev_seq
+                );
+                findings.violation(Check::Shipped, at.with_seq(record.seq), sentence);
+            }
+            complete_to = complete_to.max(record.seq);
+        }
+    }
+}
+
 /// Everything that Kafka has of one journal.
 #[derive(Debug)]
 pub struct Shipped {
@@ -159,16 +185,7 @@ impl Shipped {
                 true
             });
             self.again_count += (before - topic.records.len()) as u64;
-            for pair in topic.records.windows(2) {
-                if pair[1].prev_seq > pair[0].seq {
-                    let sentence = format!(
-                        "its predecessor is {}, and the one before it here is {}: a message is \
-                         missing",
-                        pair[1].prev_seq, pair[0].seq
-                    );
-                    findings.violation(Check::Shipped, at.with_seq(pair[1].seq), sentence);
-                }
-            }
+            topic.look_for_holes(at, findings);
             let ends = [topic.records.last(), topic.marks.last()];
             topic.through = ends.into_iter().flatten().map(|e| e.seq).max().unwrap_or_default();
         }

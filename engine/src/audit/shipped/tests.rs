@@ -97,6 +97,15 @@ fn what_is_right_is_found_right() {
     let mut again = whole[..40].to_vec();
     again.extend_from_slice(&whole[24..]);
     assert_eq!(audit(&again, 1, 0), Vec::<String>::new());
+    // One that began behind a mark: its first record names the mark as what was before it.
+    let mut marked = whole.clone();
+    let first = marked.iter().position(|s| s.partition == 7 && s.place.seq.get() > 30).unwrap();
+    let mut mark = marked[first].clone();
+    mark.place = place(marked[first].place.seq.get() - 1);
+    mark.record = None;
+    marked[first].prev_seq = mark.place.seq.get();
+    marked.insert(first, mark);
+    assert_eq!(audit(&marked, 1, 0), Vec::<String>::new());
 }
 
 #[test]
