@@ -115,7 +115,9 @@ pub fn write_store(data: &Path, through: [u64; DATABASES as usize]) {
     let mut next = through.map(|through| frames(data, through)).into_iter();
     let writers =
         embedded::open(&data.join("db"), SETTINGS, &status, || Ok(next.next().unwrap())).unwrap();
-    writers.into_iter().for_each(|writer| write_all(writer, &status));
+    for writer in writers {
+        write_all(writer, &status);
+    }
 }
 
 /// Has these stores, one per database shard, written from the folder's whole journal.
