@@ -57,6 +57,7 @@ fn every_call_answers_as_it_is_described() {
     refusals_by_sale(&run);
     let report = run.ok(Admin, &Ask::get("/v1/audit")).json();
     assert_eq!(report["verdict"], "pass", "{report:#}");
+    run.expect(Admin, &Ask::get("/v1/audit?all=perhaps"), 400, "malformed");
     let unseen: BTreeSet<String> =
         run.spec.unseen().into_iter().filter(|seen| !is_elsewhere(seen)).collect();
     assert!(unseen.is_empty(), "described, but never seen: {unseen:#?}");

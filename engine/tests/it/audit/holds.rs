@@ -19,7 +19,8 @@ fn a_folder_that_is_right_passes_and_every_check_has_cases() {
     let right = right();
     let before = folder::content(right.dir.path());
     let report = assert_passes("right", right.dir.path());
-    for line in &report.checks {
+    // No Kafka belongs to a folder alone.
+    for line in report.checks.iter().filter(|line| line.check != Check::Shipped) {
         let may_be_none = line.check == Check::StoreDeadLetters;
         assert!(line.state == State::Holds && (line.checked > 0 || may_be_none), "{report}");
     }

@@ -88,7 +88,7 @@ fn translated(sql: &str) -> (String, String) {
     let mut text =
         filled_in(sql).replace("partition", "`partition`").replace("SET key", "SET `key`");
     if table == "ledger" && words[0] == "INSERT" {
-        text = text.replace("SELECT journal", "SELECT UNHEX(MD5(id)), journal");
+        text = text.replace("SELECT journal", "SELECT UNHEX(SUBSTR(SHA2(id, 256), 1, 32)), journal");
     }
     (text, table.to_owned())
 }
