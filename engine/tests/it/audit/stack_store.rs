@@ -50,7 +50,7 @@ impl Databases {
         let layout = Layout::new(folder::DATABASES).unwrap();
         let month = Month::parse("2026-01").unwrap();
         for (shard, endpoint) in layout.shards().zip(stores::primaries(&store.mysql).unwrap()) {
-            migrate(&endpoint, shard, layout, month).unwrap();
+            migrate(&endpoint, shard, layout, (month, month)).unwrap();
         }
         let data = right().copy();
         let folder = data.path().join("db");
@@ -88,7 +88,8 @@ fn translated(sql: &str) -> (String, String) {
     let mut text =
         filled_in(sql).replace("partition", "`partition`").replace("SET key", "SET `key`");
     if table == "ledger" && words[0] == "INSERT" {
-        text = text.replace("SELECT journal", "SELECT UNHEX(SUBSTR(SHA2(id, 256), 1, 32)), journal");
+        text =
+            text.replace("SELECT journal", "SELECT UNHEX(SUBSTR(SHA2(id, 256), 1, 32)), journal");
     }
     (text, table.to_owned())
 }
