@@ -27,6 +27,8 @@ const REFUSED: [u16; 2] = [3819, 4025];
 
 /// Four databases with the right rows, each with a copy of its tables beside them.
 struct Databases {
+    /// The journal that they belong to.
+    data: tempfile::TempDir,
     store: StoreConfig,
     runtime: tokio::runtime::Runtime,
     /// Of the database shard that is tampered with.
@@ -55,7 +57,7 @@ impl Databases {
         let data = right().copy();
         let folder = data.path().join("db");
         folder::write_stores(data.path(), stores::open(&store, &folder, layout).unwrap());
-        let mut databases = Self { store, runtime, conn };
+        let mut databases = Self { data, store, runtime, conn };
         databases.run(&format!("USE {}", names[usize::from(SHARD)])).unwrap();
         for table in TABLES {
             let copy = format!("CREATE TABLE right_{table} AS SELECT * FROM {table}");
@@ -77,7 +79,7 @@ impl Databases {
 
     fn audit(&self) -> AuditReport {
         let elsewhere = Elsewhere { store: self.store.clone(), kafka: None };
-        audit_with(right().dir.path(), &elsewhere, &mut |_| {}).unwrap()
+        audit_with(self.data.path(), &elsewhere, &mut |_| {}).unwrap()
     }
 }
 
