@@ -68,7 +68,18 @@ pub fn lane(
         foreign: AtomicU64::new(0),
     });
     let end = LaneEnd { lane: Arc::clone(&lane), sender };
-    (end, KafkaLog { shard, layout, topic: topic.to_owned(), lane, queue, resumes })
+    (
+        end,
+        KafkaLog {
+            shard,
+            layout,
+            topic: topic.to_owned(),
+            lane,
+            queue,
+            resumes,
+            marks: Vec::new(),
+        },
+    )
 }
 
 /// The pump's end.
@@ -85,13 +96,15 @@ pub struct KafkaLog {
     lane: Arc<Lane>,
     queue: Receiver<Item>,
     resumes: Sender<Resume>,
+    /// The last mark of each stream, and the round that it came in.
+    marks: Vec<(u32, Mark)>,
 }
 
 impl KafkaLog {
     /// Adds one message to the batch.
     ///
     /// Errors: only a newer program can read it.
-    fn take(&self, item: &Item, batch: &mut LogBatch) -> Result<(), LogError> {
+    fn take(&mut self, item: &Item, batch: &mut LogBatch) -> Result<(), LogError> {
         let message = match Message::decode(&item.payload, i32::from(item.partition.get())) {
             Ok(message) => message,
             Err(error @ MessageError::Version { .. }) => {
@@ -128,12 +141,27 @@ impl KafkaLog {
             next,
         };
         // Of one stream only the last mark counts, once the records before it are applied.
-        let same = |m: &&mut Mark| m.journal == mark.journal && m.partition == partition;
-        match batch.marks.iter_mut().find(same) {
-            Some(earlier) => *earlier = mark,
-            None => batch.marks.push(mark),
+        let same = |m: &&mut (u32, Mark)| m.1.journal == mark.journal && m.1.partition == partition;
+        match self.marks.iter_mut().find(same) {
+            Some(earlier) => *earlier = (item.round, mark),
+            None => self.marks.push((item.round, mark)),
         }
         Ok(())
+    }
+
+    /// Adds the marks that stand. A writer moves them when it is time, so they are shown again and
+    /// again, as the journal's own log does; what it has moved it skips.
+    fn show_marks(&mut self, batch: &mut LogBatch) {
+        let rounds = &self.lane.rounds;
+        let stands = |(round, mark): &(u32, Mark)| {
+            *round == rounds[mark.partition.index()].load(Ordering::Relaxed)
+        };
+        self.marks.retain(stands);
+        for (_, mark) in &mut self.marks {
+            batch.marks.push(*mark);
+            // Other journals' records may have taken the offset further by the next time.
+            mark.next = None;
+        }
     }
 }
 
@@ -144,17 +172,19 @@ impl Log for KafkaLog {
         if self.lane.lost.swap(false, Ordering::Acquire) || has_changed {
             return Ok(Polled { caught_up: false, must_reread: true });
         }
+        let mut caught_up = false;
         while batch.records.len() < max_records {
             let Ok(item) = self.queue.try_recv() else {
-                return Ok(Polled { caught_up: true, must_reread: false });
+                caught_up = true;
+                break;
             };
             let round = self.lane.rounds[item.partition.index()].load(Ordering::Relaxed);
             if item.round != round {
                 continue;
             }
             match self.take(&item, batch) {
-                // What came before it is applied first; the failure's re-read brings it back.
-                Err(_) if !batch.is_empty() => {
+                // What came before it is applied first; the re-read brings it back.
+                Err(_) if !batch.records.is_empty() => {
                     self.lane.lost.store(true, Ordering::Release);
                     break;
                 }
@@ -162,7 +192,8 @@ impl Log for KafkaLog {
                 Ok(()) => {}
             }
         }
-        Ok(Polled { caught_up: false, must_reread: false })
+        self.show_marks(batch);
+        Ok(Polled { caught_up, must_reread: false })
     }
 
     /// The shipper hears of it from the request beside the watermark. What had been read and was
@@ -255,6 +286,10 @@ mod tests {
         let (polled, records, marks) = ends.poll();
         assert!(polled.unwrap().caught_up);
         assert_eq!((records, marks), (vec![1, 2], vec![5]));
+        // Until its time has come for the writer.
+        assert_eq!(ends.poll().2, [5]);
+        ends.log.resume(&[]);
+        assert!(ends.poll().2.is_empty(), "read again from where the store is");
     }
 
     #[test]
