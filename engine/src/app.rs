@@ -6,8 +6,8 @@
 //!      ─► /readyz 200 ─► … ─► SIGTERM ─► drain in the same order
 //! ```
 //! Threads: `http-NN`, `shard-NN`, `control`, `journal`, `journal-files`, `persist-NN`,
-//! `snapshot`, with Kafka `ship`, `ship-events`, `ship-watch` and `consume`, and the one that waits
-//! here for a signal.
+//! `history-NN`, `snapshot`, with Kafka `ship`, `ship-events`, `ship-watch` and `consume`, and the
+//! one that waits here for a signal.
 
 mod audit;
 mod drain;
