@@ -215,7 +215,8 @@ impl<D: Disk> Files<D> {
         let prepared = if after > self.gauge.bounds.max {
             Err(std::io::Error::other("the configured bound on the journal is reached"))
         } else {
-            segments::prepare(&self.disk, header)
+            let pace = Pace::new(&self.stats);
+            segments::prepare_at_pace(&self.disk, header, &mut |filled| pace.keep(filled))
         };
         match prepared {
             Ok(spare) => {
@@ -248,6 +249,39 @@ impl<D: Disk> Files<D> {
             self.lifetime.removed(segment);
             self.gauge.removed_segment(&self.lifetime);
             tracing::info!(segment, "journal segment removed");
+        }
+    }
+}
+
+/// How fast zeros are written while the journal writes, too: a durable write flushes whatever the
+/// disk has taken, zeros included, so a whole segment of them at once makes every answer wait.
+/// They keep ahead of the journal, at twice its own speed; without one, they go on alone.
+struct Pace<'a> {
+    stats: &'a JournalStats,
+    /// What the journal had written when the filling began.
+    begun_at: u64,
+}
+
+/// Zeros that may be ahead in any case: small segments are never held up.
+const AHEAD_BYTES: u64 = 2 << 20;
+const PACE_PAUSE: Duration = Duration::from_millis(1);
+
+impl<'a> Pace<'a> {
+    fn new(stats: &'a JournalStats) -> Self {
+        Self { stats, begun_at: stats.byte_count.load(Ordering::Relaxed) }
+    }
+
+    /// Waits while so many zeros are enough, and the journal is writing.
+    fn keep(&self, filled: u64) {
+        loop {
+            let written = self.stats.byte_count.load(Ordering::Relaxed);
+            if filled <= AHEAD_BYTES + 2 * (written - self.begun_at) {
+                return;
+            }
+            std::thread::sleep(PACE_PAUSE);
+            if self.stats.byte_count.load(Ordering::Relaxed) == written {
+                return;
+            }
         }
     }
 }

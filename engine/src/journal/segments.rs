@@ -38,8 +38,17 @@ pub struct Prepared<F> {
 /// Errors: whatever the disk says, ENOSPC above all. Nothing is left behind then, as far as the
 /// disk allows; what is left is removed at the next try.
 pub fn prepare<D: Disk>(disk: &D, header: &SegmentHeader) -> io::Result<Prepared<D::File>> {
+    prepare_at_pace(disk, header, &mut |_| {})
+}
+
+/// The same, where `pace` is called with the bytes filled so far, and may take its time.
+pub fn prepare_at_pace<D: Disk>(
+    disk: &D,
+    header: &SegmentHeader,
+    pace: &mut dyn FnMut(u64),
+) -> io::Result<Prepared<D::File>> {
     let unfinished = format!("{:012}{UNFINISHED_SUFFIX}", header.segment);
-    let made = make(disk, header, &unfinished);
+    let made = make(disk, header, &unfinished, pace);
     if made.is_err() {
         let _ = disk.remove(&unfinished);
     }
@@ -50,6 +59,7 @@ fn make<D: Disk>(
     disk: &D,
     header: &SegmentHeader,
     unfinished: &str,
+    pace: &mut dyn FnMut(u64),
 ) -> io::Result<Prepared<D::File>> {
     match disk.remove(unfinished) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -64,6 +74,7 @@ fn make<D: Disk>(
         let len = (FILL_LEN as u64).min(header.file_len - at);
         file.write_at(at, &zeros.as_slice()[..len as usize])?;
         at += len;
+        pace(at);
     }
     let block = &mut zeros.as_mut_slice()[..BLOCK_LEN];
     header.encode(block);
