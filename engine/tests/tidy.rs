@@ -30,12 +30,14 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("shard", &["units", "limits", "clock", "crash", "telemetry", "kernel", "journal", "stock"]),
     ("ship", &["units", "clock", "config", "crash", "telemetry", "kernel::record", "journal"]),
     ("persist", &["units", "clock", "crash", "config", "telemetry", "kernel", "journal", "ship"]),
-    // Shares the readers of files, records, snapshots and rows with the engine, and no rule of its
-    // arithmetic; I5 alone runs the engine's replay, because it is a statement about that.
+    // Shares the readers of files, records, snapshots, rows and messages with the engine, and no
+    // rule of its arithmetic; I5 alone runs the engine's replay, because it is a statement about
+    // that.
     (
         "audit",
         &[
             "units",
+            "config",
             "kernel::record",
             "kernel::command",
             "kernel::catalog",
@@ -44,8 +46,12 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "kernel::control",
             "journal",
             "ship::partition",
+            "ship::log",
+            "ship::kafka::message",
+            "ship::kafka::read",
             "persist::rows",
             "persist::store",
+            "persist::stores",
             "persist::sqlite",
         ],
     ),

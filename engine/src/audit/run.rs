@@ -59,8 +59,8 @@ pub fn run(
     inputs: Inputs<'_>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotCompare> {
-    let Inputs { subject, journal, base, claims, layout, mut shipped, stores, lines, mut findings } =
-        inputs;
+    let Inputs { subject, journal, base, claims, layout, stores, lines, .. } = inputs;
+    let (mut shipped, mut findings) = (inputs.shipped, inputs.findings);
     let bounds = journal.bounds();
     let mut model = Model::new(bounds.journal);
     let mut sales = SaleHistory::default();

@@ -5,10 +5,9 @@ use std::path::Path;
 use super::finding::{Check, Findings, Where};
 use super::journal::CannotRead;
 use crate::config::{StoreConfig, StoreKind};
-use crate::persist;
 use crate::persist::sqlite::{SqliteReader, path_of};
 use crate::persist::store::{ConsistentRead, StoreError, StoreReader};
-use crate::persist::stores::StoresError;
+use crate::persist::stores::{self, StoresError};
 use crate::ship::partition::{DATABASE_SHARD_COUNT_MAX, DatabaseShard, Layout};
 use crate::units::Seq;
 
@@ -48,17 +47,17 @@ fn open_databases(config: &StoreConfig, folder: &Path) -> Result<Stores, CannotR
     let layout = layout.ok_or_else(|| {
         CannotRead(format!("store.mysql.urls names {count} databases: that is no layout"))
     })?;
-    let mut stores = Stores { layout: Some(layout), ..Stores::default() };
+    let mut all = Stores { layout: Some(layout), ..Stores::default() };
     for shard in layout.shards() {
-        match persist::stores::reader(config, folder, shard, layout) {
-            Ok(reader) => stores.readers.push((shard, reader)),
+        match stores::reader(config, folder, shard, layout) {
+            Ok(reader) => all.readers.push((shard, reader)),
             Err(StoresError::Store { source: e @ StoreError::WrongShard { .. }, .. }) => {
-                stores.wrong.push((shard, format!("{e}; were databases exchanged?")));
+                all.wrong.push((shard, format!("{e}; were databases exchanged?")));
             }
             Err(e) => return Err(CannotRead(e.to_string())),
         }
     }
-    Ok(stores)
+    Ok(all)
 }
 
 /// Those in a folder; none where none was ever made.
