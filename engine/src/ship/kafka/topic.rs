@@ -33,6 +33,9 @@ pub struct TopicSpec {
     pub settings: Vec<(&'static str, String)>,
 }
 
+/// How often a broker is asked for settings that it does not know yet, a tenth of a second apart.
+const SETTINGS_TRIES: u32 = 100;
+
 /// The topics that these settings need: the records, and the events where they are wanted.
 pub fn specs(config: &KafkaConfig) -> Vec<TopicSpec> {
     let spec = |name: &str, partition_count| TopicSpec {
@@ -211,14 +214,28 @@ impl<'a> Topics<'a> {
         Ok(Some(wrong))
     }
 
+    /// A broker that has just heard of a topic may not know its settings yet: it is asked again.
     fn settings_that_differ(&self, spec: &TopicSpec) -> Result<Vec<String>, ClientError> {
+        let mut tries = 0;
+        loop {
+            let (wrong, is_known) = self.settings_once(spec)?;
+            tries += 1;
+            if is_known || tries == SETTINGS_TRIES {
+                return Ok(wrong);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What differs, and whether the broker that answered knows the topic's settings at all.
+    fn settings_once(&self, spec: &TopicSpec) -> Result<(Vec<String>, bool), ClientError> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_WITHIN));
         let asked = [ResourceSpecifier::Topic(&spec.name)];
         let answers = self
             .runtime
             .block_on(self.admin.describe_configs(&asked, &options))
             .map_err(|e| self.failed(&e))?;
-        let mut wrong = Vec::new();
+        let (mut wrong, mut is_known) = (Vec::new(), true);
         for answer in answers {
             let resource = answer.map_err(|code| ClientError::Failed {
                 bootstrap: self.config.bootstrap.clone(),
@@ -226,13 +243,14 @@ impl<'a> Topics<'a> {
             })?;
             for (key, expected) in &spec.settings {
                 let found = resource.get(key).and_then(|entry| entry.value.clone());
+                is_known &= found.is_some();
                 let found = found.unwrap_or_else(|| "nothing".into());
                 if found != *expected {
                     wrong.push(format!("topic {} has {key} {found}, not {expected}", spec.name));
                 }
             }
         }
-        Ok(wrong)
+        Ok((wrong, is_known))
     }
 
     fn failed(&self, error: &rdkafka::error::KafkaError) -> ClientError {
