@@ -10,8 +10,9 @@
 //! free was free by the books at some prefix between D1 and D2, or less, as units leave a line
 //! before their record is durable and enter it after.
 //!
-//! It takes as much memory as the node's own state does; it reads files, databases and, where asked,
-//! Kafka (first of all, so that whatever stands there is in the journal by then), and writes nothing.
+//! It takes as much memory as the node's own state does, and writes nothing. It reads files,
+//! databases and, where asked, Kafka: that first of all, so that whatever stands there is in the
+//! journal by then.
 
 use std::path::Path;
 
