@@ -141,6 +141,30 @@ need_toolchain() {
     die "Rust $have is too old: Onrush needs $want or newer (rustup update stable)"
   need cc build-essential
   need make build-essential
+  command -v "${CXX:-c++}" >/dev/null || export CXX=$root/scripts/no-cxx
 }
 
 rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml"; }
+
+# metrics ADDRESS: what a node's admin listener says of itself, to stdout; fails within two seconds.
+metrics() {
+  # shellcheck disable=SC2016
+  timeout 2 bash -c 'exec 9<>"/dev/tcp/${1%:*}/${1##*:}" || exit 1
+    printf "GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n" >&9; cat <&9' - "$1" 2>/dev/null
+}
+
+# of_metrics PATTERN: the sum of the series that match, from stdin; -1 where there is none.
+of_metrics() { awk -v of="$1" '$0 ~ of { n += $2; seen = 1 } END { printf "%d", seen ? n : -1 }'; }
+
+# The databases of `scripts/stack env`, as onrush-load reads them.
+store_url() {
+  local password urls
+  password=$(cat "$ONRUSH__STORE__MYSQL__PASSWORD_FILE")
+  urls=$(grep -o 'mysql://[^"]*' <<<"$ONRUSH__STORE__MYSQL__URLS" | paste -sd,)
+  echo "${urls//onrush@/onrush:$password@}"
+}
+
+# build_for_tests: the commands, from the build that the tests make anyway.
+build_for_tests() {
+  cargo build --quiet --workspace --locked --bins --tests ${ONRUSH_FEATURES:+--features "$ONRUSH_FEATURES"}
+}

@@ -123,6 +123,14 @@ impl Bench {
         bench
     }
 
+    /// Makes memory ready for the redemptions of so many units, as a shard does when a sale is
+    /// defined.
+    pub fn make_ready(&mut self, units: u64) {
+        for slot in (0..SLOT_COUNT as u16).map(Slot::new) {
+            self.shard.make_ready(slot, units);
+        }
+    }
+
     /// Uniform random members and items; of a hundred requests, three come again and one is a
     /// stranger's. Not part of what is timed.
     pub fn commands(&mut self, count: usize, out: &mut Vec<Command>) {

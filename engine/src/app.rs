@@ -6,16 +6,18 @@
 //!      ─► /readyz 200 ─► … ─► SIGTERM ─► drain in the same order
 //! ```
 //! Threads: `http-NN`, `shard-NN`, `control`, `journal`, `journal-files`, `persist-NN`,
-//! `history-NN`, `snapshot`, with Kafka `ship`, `ship-events`, `ship-watch` and `consume`, and the
-//! one that waits here for a signal.
+//! `history-NN`, `snapshot`, `claims` (until all are known), with Kafka `ship`, `ship-events`,
+//! `ship-watch` and `consume`, and the one that waits here for a signal.
 
 mod audit;
+mod claims;
 mod drain;
 mod figures;
 mod history;
 mod persist_metrics;
 mod ship;
 mod start;
+mod stock;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,7 +37,11 @@ use crate::config::Config;
 #[derive(Error, Debug)]
 pub enum StartError {
     #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    #[error(transparent)]
     Door(#[from] crate::http::door::DoorError),
+    #[error(transparent)]
+    Claim(#[from] crate::cluster::claims::ClaimError),
     #[error("data folder {path}: {error}")]
     Data { path: String, error: std::io::Error },
     #[error(transparent)]
@@ -55,6 +61,13 @@ pub enum StartError {
     PersistsItself,
     #[error(transparent)]
     Stores(#[from] crate::persist::stores::StoresError),
+    #[error(transparent)]
+    Stock(#[from] crate::stock::redis::RedisStockError),
+    #[error(
+        "stock.kind is \"journal\", but the units of sale {sale} in this data folder came from a \
+         pool that nodes share: set it to \"redis\", and stock.redis to where that pool is"
+    )]
+    StockShared { sale: String },
     #[error("{what}: {error}")]
     Io { what: &'static str, error: std::io::Error },
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::planted::{self, Bug};
 use crate::units::NodeTime;
 
 /// Where time comes from.
@@ -45,6 +46,33 @@ impl Clock for RealClock {
     }
     fn monotonic_ns(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Notices that the wall clock was set back: whoever waits until a moment of it then waits that
+/// much longer.
+pub struct SetBack {
+    clock: Arc<dyn Clock>,
+    /// How far the wall clock is ahead of the monotonic one, when last looked. Units: milliseconds.
+    ahead_ms: i64,
+}
+
+impl SetBack {
+    /// What is slewed moves slower, and what is set back by less is soon over.
+    const AT_LEAST_MS: i64 = 1_000;
+
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        let mut this = Self { clock, ahead_ms: 0 };
+        this.look();
+        this
+    }
+
+    /// Whether it was set back since it was last asked.
+    pub fn look(&mut self) -> bool {
+        let monotonic_ms = (self.clock.monotonic_ns() / 1_000_000).cast_signed();
+        let ahead_ms = self.clock.wall_ms().cast_signed().saturating_sub(monotonic_ms);
+        let before_ms = std::mem::replace(&mut self.ahead_ms, ahead_ms);
+        before_ms.saturating_sub(ahead_ms) >= Self::AT_LEAST_MS
     }
 }
 
@@ -105,6 +133,7 @@ impl NodeClock {
         let wall_now = clock.wall_ms();
         let base = match last {
             None => NodeTime::new(wall_now),
+            Some(_) if planted::is(Bug::TimeGoesBack) => NodeTime::new(wall_now),
             Some(stamp) => {
                 let max_ms = u64::try_from(downtime_max.as_millis()).unwrap_or(u64::MAX);
                 stamp.node.plus_ms(wall_now.saturating_sub(stamp.wall_ms).min(max_ms))
@@ -154,6 +183,21 @@ mod tests {
         ] {
             assert_eq!(resumed(wall_now, last), NodeTime::new(expected), "{wall_now} {last:?}");
         }
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_set_back_is_noticed_once_and_nothing_else_is() {
+        let clock = Arc::new(ManualClock::new(10_000_000));
+        let mut set_back = SetBack::new(Arc::clone(&clock) as Arc<dyn Clock>);
+        clock.advance(Duration::from_secs(3));
+        assert!(!set_back.look(), "time goes by");
+        clock.set_wall_ms(20_000_000);
+        assert!(!set_back.look(), "forward is no harm");
+        clock.set_wall_ms(20_000_000 - 999);
+        assert!(!set_back.look(), "hardly");
+        clock.set_wall_ms(9_000_000);
+        assert!(set_back.look());
+        assert!(!set_back.look());
     }
 
     #[test]

@@ -9,9 +9,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod cluster;
 mod log;
+mod stock;
 
+pub use cluster::ClusterConfig;
 pub use log::{Ack, Compression, KafkaConfig, LogConfig, LogKind, SaslMechanism};
+pub use stock::{RedisConfig, RedisMode, StockConfig, StockKind};
 
 /// What is wrong with the settings. One line each.
 #[derive(Error, Debug)]
@@ -22,6 +26,8 @@ pub enum ConfigError {
     Parse { origin: String, message: String },
     #[error("{key} = {value}: {rule}")]
     Value { key: &'static str, value: String, rule: &'static str },
+    #[error("cluster.nodes: {0}")]
+    Map(String),
 }
 
 /// All settings.
@@ -36,7 +42,9 @@ pub struct Config {
     pub log: LogConfig,
     pub persist: PersistConfig,
     pub store: StoreConfig,
+    pub stock: StockConfig,
     pub limits: LimitsConfig,
+    pub cluster: ClusterConfig,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -331,6 +339,13 @@ impl Config {
              in front",
         )?;
         rule(
+            self.http.gateway.is_none_or(|at| at.ip().is_loopback()) || self.http.behind_gateway,
+            "http.gateway",
+            self.http.gateway.map(|at| at.to_string()).unwrap_or_default(),
+            "whoever reaches this address is trusted as a gateway, for any member; listen on \
+             loopback, or set http.behind_gateway = true where only gateways can reach it",
+        )?;
+        rule(
             (1..=64).contains(&self.http.workers),
             "http.workers",
             self.http.workers.to_string(),
@@ -386,6 +401,8 @@ impl Config {
             "must be from 1 to 32, so that each has whole partitions",
         )?;
         self.log.check()?;
+        self.stock.check()?;
+        self.cluster.check()?;
         rule(
             (1..=65_536).contains(&self.persist.batch),
             "persist.batch",
@@ -499,6 +516,9 @@ mod tests {
     fn a_public_address_needs_a_gateway_in_front() {
         assert!(load("[http]\nlisten = \"0.0.0.0:80\"").is_err());
         assert!(load("[http]\nlisten = \"0.0.0.0:80\"\nbehind_gateway = true").is_ok());
+        assert!(load("[http]\ngateway = \"0.0.0.0:80\"").is_err(), "it names members, too");
+        assert!(load("[http]\ngateway = \"0.0.0.0:80\"\nbehind_gateway = true").is_ok());
+        assert!(load("[http]\ngateway = \"127.0.0.1:80\"").is_ok());
     }
 
     #[test]

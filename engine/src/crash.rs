@@ -78,10 +78,42 @@ crash_points! {
     SnapshotBeforeRemove "snapshot-before-remove",
     /// The third snapshot back is gone.
     SnapshotAfterRemove "snapshot-after-remove",
+    /// An ask is about to be sent to the stock authority.
+    LeaseBeforeAsk "lease-before-ask",
+    /// The authority has answered, nothing of it is recorded.
+    LeaseAfterAnswer "lease-after-answer",
+    /// A grant is recorded durably, its units are not in the line.
+    LeaseBeforeEnter "lease-before-enter",
+    /// Units have left the line, their return is not recorded.
+    LeaseAfterTake "lease-after-take",
+    /// A return is durable, the authority was not told.
+    LeaseBeforeTell "lease-before-tell",
+    /// An epoch is durable, nothing was asked under it.
+    LeaseAfterEpoch "lease-after-epoch",
+    /// Units are withdrawn from the pool, the journal does not know.
+    LeaseAfterWithdraw "lease-after-withdraw",
     /// A batch's rows and watermarks are written to a database shard, not committed.
     PersistBeforeCommit "persist-before-commit",
     /// A batch is committed to a database shard, nobody was told.
     PersistAfterCommit "persist-after-commit",
+    /// Partitions are stopped where they are, and not announced where they go.
+    SplitAfterStop "split-after-stop",
+    /// They are announced where they go, nothing is copied.
+    SplitAfterAnnounce "split-after-announce",
+    /// A page of rows is copied.
+    SplitAfterPage "split-after-page",
+    /// All is copied, nothing is compared.
+    SplitAfterCopy "split-after-copy",
+    /// All is compared, the old database shard is still the owner.
+    SplitAfterCheck "split-after-check",
+    /// The new database shard is the owner, the old one has not let go.
+    SplitAfterSwitch "split-after-switch",
+    /// The old one has let go, its rows are still there.
+    SplitAfterGone "split-after-gone",
+    /// A page of rows is deleted.
+    SplitAfterDelete "split-after-delete",
+    /// All rows are deleted, the map still names the partitions.
+    SplitBeforeForget "split-before-forget",
 }
 
 /// Marks a place where the process may be made to die.

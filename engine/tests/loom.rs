@@ -94,3 +94,42 @@ fn sold_out_is_not_final_once_units_were_added() {
         assert!(lines.is_sold_out_finally(item));
     });
 }
+
+#[test]
+fn sold_out_is_not_final_between_a_reversal_and_the_next_sale_of_its_unit() {
+    every_interleaving(|| {
+        let lines = Arc::new(StockLines::default());
+        let item = ItemIndex::new(0);
+        lines.set_elsewhere(item, 3, Some(1), 0, 1);
+        lines.confirm_durable(item, 1);
+        let journal = {
+            let lines = Arc::clone(&lines);
+            thread::spawn(move || {
+                // Two of three are confirmed, then one, then two again.
+                lines.confirm_durable(item, -1);
+                lines.confirm_durable(item, 1);
+            })
+        };
+        assert!(!lines.is_sold_out_finally(item), "the third is still there");
+        let (confirmed, unconfirmed) = lines.settled(item);
+        assert!(confirmed - unconfirmed <= 1);
+        journal.join().expect("the journal");
+    });
+}
+
+#[test]
+fn sold_out_is_not_final_by_an_old_figure_of_others_and_a_new_total() {
+    every_interleaving(|| {
+        let lines = Arc::new(StockLines::default());
+        let item = ItemIndex::new(0);
+        // Four here, and one elsewhere when all was one less: another was added since.
+        lines.set_elsewhere(item, 4, Some(1), 0, 1);
+        lines.confirm_durable(item, 4);
+        let control = {
+            let lines = Arc::clone(&lines);
+            thread::spawn(move || lines.set_elsewhere(item, 5, None, 2, 2))
+        };
+        assert!(!lines.is_sold_out_finally(item), "the old figure and the new total");
+        control.join().expect("control");
+    });
+}

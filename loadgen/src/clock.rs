@@ -38,6 +38,11 @@ pub fn wall() -> std::time::SystemTime {
     std::time::SystemTime::now()
 }
 
+/// The wall clock's time at a moment of this clock.
+pub fn wall_at(clock: Clock, at: u64) -> std::time::SystemTime {
+    wall() + duration(at.saturating_sub(clock.now()))
+}
+
 /// A seed nobody chose.
 pub fn fresh_seed() -> u64 {
     rand::random::<u32>().into()
@@ -47,6 +52,18 @@ pub fn fresh_seed() -> u64 {
 pub fn thread_cpu() -> u64 {
     let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     (spent.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(spent.tv_nsec as u64)
+}
+
+/// Units: nanoseconds this thread has waited for a processor that others had; 0 where the system
+/// does not say.
+pub fn thread_delay() -> u64 {
+    use std::io::Read;
+    let mut bytes = [0; 128];
+    let read =
+        std::fs::File::open("/proc/thread-self/schedstat").and_then(|mut f| f.read(&mut bytes));
+    let text = std::str::from_utf8(&bytes[..read.unwrap_or(0)]).unwrap_or("");
+    // Time on a processor, time in its queue, turns.
+    text.split_ascii_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 /// Units: nanoseconds, from seconds as people write them. Saturates.

@@ -1,9 +1,12 @@
 //! Which member a request is for.
 
+use serde::{Deserialize, Serialize};
+
 use crate::random::Random;
 
 /// How members are chosen from their range.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Choice {
     Uniform,
     /// Rank `k` comes in proportion to `k^-exponent`; the first member of the range is rank 1.

@@ -8,10 +8,12 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::plan::Shared;
 use crate::random::Random;
+use crate::replay::Recording;
 
 /// A stretch of the schedule over which the rate goes from one value to another, evenly.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
     pub name: String,
     /// Units: seconds.
@@ -57,7 +59,7 @@ pub struct Arrival {
 }
 
 /// Which of the numbers are this worker's: those equal to `index` modulo `of`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
     pub index: u64,
     pub of: u64,
@@ -71,6 +73,7 @@ pub struct Schedule {
     next_number: u64,
     gaps: Option<Gaps>,
     span: usize,
+    recorded: Option<Shared<Recording>>,
 }
 
 #[derive(Clone, Debug)]
@@ -153,7 +156,19 @@ impl Schedule {
             drawn: 0,
             mass: 0.0,
         });
-        Self { spans, share, next_number: share.index, gaps, span: 0 }
+        Self { spans, share, next_number: share.index, gaps, span: 0, recorded: None }
+    }
+
+    /// The arrivals of a recording, one after the other.
+    pub fn recorded(recording: Shared<Recording>, share: Share) -> Self {
+        Self {
+            spans: Vec::new(),
+            share,
+            next_number: share.index,
+            gaps: None,
+            span: 0,
+            recorded: Some(recording),
+        }
     }
 
     fn mass_of(&mut self, number: u64) -> f64 {
@@ -175,6 +190,11 @@ impl Iterator for Schedule {
 
     fn next(&mut self) -> Option<Arrival> {
         let number = self.next_number;
+        if let Some(recording) = &self.recorded {
+            let at = *recording.at.get(usize::try_from(number).ok()?)?;
+            self.next_number += self.share.of;
+            return Some(Arrival { number, at, phase: 0 });
+        }
         let mass = self.mass_of(number);
         while self.spans.get(self.span).is_some_and(|s| mass + TOLERANCE >= s.mass_after) {
             self.span += 1;

@@ -5,7 +5,7 @@
 //! over all attempts, the *service time* from the sending of one attempt to its answer.
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A latency histogram: 1 µs to 1 hour with three digits.
 pub type Latency = Histogram<u64>;
@@ -15,6 +15,35 @@ const HIGHEST_US: u64 = 3_600_000_000;
 /// An empty histogram; all of them have the same bounds, so adding never fails.
 pub fn latency() -> Latency {
     Latency::new_with_max(HIGHEST_US, 3).expect("constant bounds are valid")
+}
+
+/// Histograms in JSON: the compressed form of the histogram library, as base64.
+pub mod wire {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+    use serde::Deserialize as _;
+    use serde::de::Error as _;
+    use serde::ser::Error as _;
+
+    use super::Latency;
+
+    pub fn serialize<S: serde::Serializer>(h: &Latency, to: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = Vec::new();
+        V2DeflateSerializer::new().serialize(h, &mut bytes).map_err(S::Error::custom)?;
+        to.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Latency, D::Error> {
+        let text = String::deserialize(from)?;
+        let bytes = STANDARD.decode(text).map_err(D::Error::custom)?;
+        let read: Latency =
+            Deserializer::new().deserialize(&mut &bytes[..]).map_err(D::Error::custom)?;
+        // Into the bounds that all of ours have, so that adding cannot fail later.
+        let mut h = super::latency();
+        h.add(&read).map_err(D::Error::custom)?;
+        Ok(h)
+    }
 }
 
 /// Adds one histogram to another.
@@ -28,7 +57,7 @@ pub fn record(into: &mut Latency, ns: u64) {
 }
 
 /// An attempt that brought no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Failure {
     /// The connect was refused, or no connection could be opened at the time.
@@ -36,11 +65,13 @@ pub enum Failure {
     /// No route, no address, no file descriptor.
     Unreachable,
     ConnectTimeout,
-    /// The peer reset the connection.
+    /// No TLS could be agreed on, or the certificate is not to be trusted.
+    Tls,
+    /// The peer reset the connection, or with HTTP/2 the stream.
     Reset,
-    /// The peer closed it without an answer.
+    /// The peer closed it without an answer, or said by GOAWAY that none will come.
     Closed,
-    /// The peer closed it in mid-answer.
+    /// The peer closed or reset it in mid-answer.
     Truncated,
     /// No answer within the timeout.
     Timeout,
@@ -56,6 +87,7 @@ impl Failure {
             Self::Refused => "refused",
             Self::Unreachable => "unreachable",
             Self::ConnectTimeout => "connect-timeout",
+            Self::Tls => "tls",
             Self::Reset => "reset",
             Self::Closed => "closed",
             Self::Truncated => "truncated",
@@ -71,20 +103,23 @@ impl Failure {
                 Self::Refused
             }
             std::io::ErrorKind::TimedOut => Self::ConnectTimeout,
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => Self::Tls,
+            std::io::ErrorKind::Unsupported => Self::Malformed,
             _ => Self::Unreachable,
         }
     }
 }
 
 /// What became of an attempt: a status with a problem code where there is one, or a failure.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OutcomeKey {
     Answered { status: u16, code: String },
     Failed(Failure),
 }
 
 /// What an outcome means for the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// What was asked for was done.
@@ -95,16 +130,18 @@ pub enum Class {
 }
 
 /// The figures of one outcome in one phase and section.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cell {
     pub phase: u16,
     pub section: u16,
+    #[serde(with = "wire")]
     pub response: Latency,
+    #[serde(with = "wire")]
     pub service: Latency,
 }
 
 /// The figures of one outcome.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     pub key: OutcomeKey,
     pub class: Class,
@@ -132,7 +169,7 @@ impl Outcome {
 }
 
 /// One second of a worker's run, or of all.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Second {
     pub second: u32,
     pub planned: u64,
@@ -141,6 +178,7 @@ pub struct Second {
     pub refused: u64,
     pub errors: u64,
     pub retries: u64,
+    #[serde(with = "wire")]
     pub response: Latency,
 }
 
@@ -203,7 +241,7 @@ impl SecondRow {
 }
 
 /// Plain counters of a worker; they add.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Requests of the schedule.
     pub planned: u64,
@@ -247,17 +285,30 @@ impl Counters {
 }
 
 /// Everything one worker counted and timed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stats {
     pub counters: Counters,
     pub outcomes: Vec<Outcome>,
     /// How late the generator itself was: from the planned moment, or from when a connection was
     /// free if that was later, to the sending.
+    #[serde(with = "wire")]
     pub lag: Latency,
     /// Units: nanoseconds of processor time, and of run time, of the busiest worker.
     pub cpu: u64,
     pub busy_share: f64,
+    /// The same with the time in which it waited for a processor that others had.
+    #[serde(default)]
+    pub pressed_share: f64,
+    /// Requests that went out too late, whoever was to blame, in seconds in which their worker did
+    /// nothing but work, or wait for a processor.
+    #[serde(default)]
+    pub late_while_pressed: u64,
 }
+
+/// A worker with so little time of its own is too slow for what it was given.
+pub const MOST_PRESSED: f64 = 0.97;
+/// Units: nanoseconds after which such a worker's requests are late.
+pub const PRESSED_LAG: u64 = 5_000_000;
 
 impl Default for Stats {
     fn default() -> Self {
@@ -267,6 +318,8 @@ impl Default for Stats {
             lag: latency(),
             cpu: 0,
             busy_share: 0.0,
+            pressed_share: 0.0,
+            late_while_pressed: 0,
         }
     }
 }
@@ -323,6 +376,8 @@ impl Stats {
         add(&mut self.lag, &other.lag);
         self.cpu += other.cpu;
         self.busy_share = self.busy_share.max(other.busy_share);
+        self.pressed_share = self.pressed_share.max(other.pressed_share);
+        self.late_while_pressed += other.late_while_pressed;
         for from in &other.outcomes {
             let at = self.outcomes.iter().position(|o| o.key == from.key).unwrap_or_else(|| {
                 self.outcomes.push(Outcome::new(from.key.clone(), from.class));
@@ -371,6 +426,24 @@ mod tests {
                 assert_eq!((&mc.response, &mc.service), (&c.response, &c.service));
             }
         }
+    }
+
+    #[test]
+    fn figures_come_back_from_json_as_they_were() {
+        let mut s = Stats::default();
+        for i in 0..5000u64 {
+            let o = s.answered(200 + (i % 3) as u16, "", || Class::Good);
+            s.request(o, Place { phase: 0, section: 1 }, i * i * 1000);
+            record(&mut s.lag, i);
+        }
+        s.failed(Failure::Truncated);
+        let back: Stats = serde_json::from_str(&serde_json::to_string(&s).unwrap()).unwrap();
+        assert_eq!(back.lag, s.lag);
+        for (b, o) in back.outcomes.iter().zip(&s.outcomes) {
+            assert_eq!((&b.key, b.class, b.requests), (&o.key, o.class, o.requests));
+            assert!(b.cells.iter().zip(&o.cells).all(|(b, o)| b.response == o.response));
+        }
+        assert_eq!(back.outcomes.len(), 4);
     }
 
     #[test]

@@ -13,12 +13,12 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Sections beyond this are one: a server that drops connections all the time is no outage.
 const MOST: usize = 48;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SectionKind {
     Start,
@@ -28,7 +28,7 @@ pub enum SectionKind {
 }
 
 /// A stretch of the run. Units: nanoseconds of the run's clock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Section {
     pub name: String,
     pub kind: SectionKind,
@@ -36,7 +36,7 @@ pub struct Section {
 }
 
 /// A loss of connections with requests unanswered on them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outage {
     /// Units: nanoseconds of the run's clock.
     pub at: u64,

@@ -33,6 +33,7 @@ kafka_up() {
   [ "$chosen" = no ] || kafka_certificates
   for n in $(seq "$count"); do
     name=kafka-$n
+    net_join "$name"
     names+=("$name")
     server_alive "$name" || step "start $name (Apache Kafka $kafka_version)" kafka_prepare_and_spawn "$n" "$count" ||
       die "$name did not start"
@@ -51,7 +52,7 @@ kafka_start() {
 # Whether a broker answers, and knows at least so many live ones.
 kafka_sees() {
   local lines
-  lines=$(kcat -b "127.0.0.1:$(port_of "$1")" -m 2 -L 2>/dev/null) || return 1
+  lines=$(kcat -b "$(host_of "$1"):$(port_of "$1")" -m 2 -L 2>/dev/null) || return 1
   [ "$(grep -c '^  broker ' <<<"$lines")" -ge "$2" ]
 }
 
@@ -61,7 +62,7 @@ kafka_prepare_and_spawn() {
   mkdir -p "$home"
   if ! [ -f "$home/server.properties" ]; then
     for i in $(seq "$count"); do
-      voters+=${voters:+,}$i@127.0.0.1:$(port_of "kafka-$i-controller")
+      voters+=${voters:+,}$i@$(host_of "kafka-$i"):$(port_of "kafka-$i-controller")
     done
     kafka_properties "$n" "$count" "$voters" >"$home/server.properties"
   fi
@@ -89,12 +90,13 @@ kafka_spawn() {
 }
 
 kafka_properties() {
-  local n=$1 count=$2 voters=$3 port controller isr=1
+  local n=$1 count=$2 voters=$3 port controller isr=1 host
+  host=$(host_of "kafka-$n")
   port=$(port_of "kafka-$n") controller=$(port_of "kafka-$n-controller")
   [ "$count" = 1 ] || isr=2
-  local listeners=PLAINTEXT://127.0.0.1:$port security=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+  local listeners=PLAINTEXT://$host:$port security=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
   if [ -d "$dir/tls" ]; then
-    listeners+=,SECURE://127.0.0.1:$(port_of "kafka-$n-secure")
+    listeners+=,SECURE://$host:$(port_of "kafka-$n-secure")
     security+=,SECURE:SASL_SSL
     cat <<SECURE
 sasl.enabled.mechanisms=SCRAM-SHA-256
@@ -107,7 +109,7 @@ SECURE
 process.roles=broker,controller
 node.id=$n
 controller.quorum.voters=$voters
-listeners=$listeners,CONTROLLER://127.0.0.1:$controller
+listeners=$listeners,CONTROLLER://$host:$controller
 advertised.listeners=$listeners
 listener.security.protocol.map=$security
 inter.broker.listener.name=PLAINTEXT
@@ -162,13 +164,13 @@ kafka_make_certificates() {
 
 kafka_list() {
   local name list=''
-  for name in $(servers_of kafka); do list+=${list:+,}127.0.0.1:$(port_of "$name$1"); done
+  for name in $(servers_of kafka); do list+=${list:+,}$(host_of "$name"):$(port_of "$name$1"); done
   echo "$list"
 }
 
 kafka_status() {
-  printf 'Kafka %s  127.0.0.1:%s' "$kafka_version" "$(port_of "$1")"
-  [ ! -d "$dir/tls" ] || printf '  TLS and SCRAM 127.0.0.1:%s' "$(port_of "$1-secure")"
+  printf 'Kafka %s  %s:%s' "$kafka_version" "$(host_of "$1")" "$(port_of "$1")"
+  [ ! -d "$dir/tls" ] || printf '  TLS and SCRAM %s:%s' "$(host_of "$1")" "$(port_of "$1-secure")"
 }
 
 kafka_env() {

@@ -26,6 +26,9 @@ onrush_cache=${XDG_CACHE_HOME:-$HOME/.cache}/onrush
 # How long a server may take to answer. Units: seconds.
 mysql_patience=60
 
+# Where a server listens: on loopback, or on an address that the sourcing script gives it.
+mysql_host() { if declare -F host_of >/dev/null; then host_of "$1"; else echo 127.0.0.1; fi; }
+
 mysql_dir() { echo "${stack_dir:?where the stack keeps its state}/mysql"; }
 mysql_root() { echo "$onrush_cache/$mysql_flavour"; }
 
@@ -204,6 +207,7 @@ mysql_up() {
 mysql_create() {
   local name=$1 id=$2 home
   home=$(mysql_dir)/$name
+  ! declare -F net_join >/dev/null || net_join "$name"
   [ -f "$home/port" ] && return
   rm -rf "$home"
   mkdir -p "$home"
@@ -236,7 +240,7 @@ mysql_launch() {
   # What a kill left: it names a process that has ended, but may not be gone from the table yet.
   rm -f "$home/data/s.sock" "$home/data/s.sock.lock"
   # A path that is not absolute lies in the data folder: no limit of length can be met.
-  local options=(--datadir="$home/data" --port="$port" --bind-address=127.0.0.1 --socket=s.sock
+  local options=(--datadir="$home/data" --port="$port" --bind-address="$(mysql_host "$name")" --socket=s.sock
     --pid-file="$home/pid" --server-id="$(<"$home/server-id")" --init-file="$home/init.sql"
     --skip-name-resolve --character-set-server=utf8mb4 --collation-server=utf8mb4_bin
     --innodb-buffer-pool-size="${mysql_pool_mb}M" --innodb-flush-log-at-trx-commit=1
@@ -252,6 +256,8 @@ mysql_launch() {
   (
     # The server outlives this script, and holds none of its files open.
     mysql_exec='exec setsid'
+    ! declare -F has_net >/dev/null || ! has_net ||
+      mysql_exec="exec setsid nsenter --net=/run/netns/$(net_space "$name")"
     mysql_in_root "$(mysql_root)" "$mysql_flavour" "${options[@]}"
   ) >>"$home/log" 2>&1 </dev/null 9>&- &
   echo "$!" >"$home/pid"
@@ -307,12 +313,12 @@ mysql_follow() {
     sleep 0.1
   done
   if [ "$mysql_flavour" = mysql ]; then
-    mysql_socket_client "$name" -e "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1',
+    mysql_socket_client "$name" -e "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '$(mysql_host "$of")',
       SOURCE_PORT = $port, SOURCE_USER = 'admin', SOURCE_PASSWORD = '$password',
       SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1, SOURCE_CONNECT_RETRY = 1;
       START REPLICA" 2>/dev/null || die "$name cannot follow $of"
   else
-    mysql_socket_client "$name" -e "CHANGE MASTER TO MASTER_HOST = '127.0.0.1',
+    mysql_socket_client "$name" -e "CHANGE MASTER TO MASTER_HOST = '$(mysql_host "$of")',
       MASTER_PORT = $port, MASTER_USER = 'admin', MASTER_PASSWORD = '$password',
       MASTER_USE_GTID = slave_pos, MASTER_CONNECT_RETRY = 1; START SLAVE" ||
       die "$name cannot follow $of"
@@ -332,7 +338,7 @@ mysql_client() {
   shift
   dir=$(mysql_dir)
   MYSQL_PWD=$(<"$dir/admin-password") mysql_client_program --no-defaults --protocol=tcp \
-    --host=127.0.0.1 --port="$(<"$dir/$name/port")" --user=admin --connect-timeout=5 "$@"
+    --host="$(mysql_host "$name")" --port="$(<"$dir/$name/port")" --user=admin --connect-timeout=5 "$@"
 }
 
 mysql_servers() {
@@ -391,7 +397,7 @@ mysql_status() {
     elif [ -f "$(mysql_dir)/$name/follows" ]; then
       lag=" $(mysql_lag "$name")"
     fi
-    printf '%-10s %-18s 127.0.0.1:%-5s %s%s\n' "$mysql_flavour" "$name" \
+    printf '%-10s %-18s %s:%-5s %s%s\n' "$mysql_flavour" "$name" "$(mysql_host "$name")" \
       "$(<"$(mysql_dir)/$name/port")" "$state" "$lag"
   done
   return "$code"
@@ -411,11 +417,11 @@ mysql_env() {
   dir=$(mysql_dir)
   [ -f "$dir/flavour" ] || return 0
   for name in $(mysql_servers | grep -v replica | sort -t- -k2 -n); do
-    urls+="$sep\"mysql://onrush@127.0.0.1:$(<"$dir/$name/port")/onrush\""
+    urls+="$sep\"mysql://onrush@$(mysql_host "$name"):$(<"$dir/$name/port")/onrush\""
     of='' rsep=''
     for port in "$dir/$name"-replica-*/port; do
       [ -f "$port" ] || continue
-      of+="$rsep\"mysql://onrush@127.0.0.1:$(<"$port")/onrush\""
+      of+="$rsep\"mysql://onrush@$(mysql_host "$(basename "${port%/port}")"):$(<"$port")/onrush\""
       rsep=', '
     done
     replicas+="${replicas:+, }[$of]"

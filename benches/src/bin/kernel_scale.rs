@@ -36,6 +36,7 @@ fn main() {
     let mut bench = Bench::new(args.members, args.items, args.seed);
     let open_ns = opened.elapsed().as_nanos() as f64 / args.members as f64;
     let resident_empty = resident_bytes();
+    bench.make_ready(args.decisions);
     let per_member = |bytes: u64| bytes as f64 / args.members as f64;
     eprintln!("opened: {open_ns:.0} ns each, {:.1} B/member", per_member(resident_empty));
 

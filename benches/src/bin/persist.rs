@@ -22,6 +22,7 @@ use onrush::persist::store::{Offsets, Store as _, StoreBatch, Stream, WatermarkM
 use onrush::persist::writer::WriterSettings;
 use onrush::ship::frames::MemoryFrames;
 use onrush::ship::gap::Watermark;
+use onrush::ship::holdings::MapVersion;
 use onrush::ship::partition::{DatabaseShard, Layout, Partition};
 use onrush::units::{
     Incarnation, ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId,
@@ -153,6 +154,7 @@ impl Bench {
             };
             let moves: Vec<_> = Partition::all().map(of).collect();
             store.apply(&StoreBatch {
+                map: MapVersion::FIRST,
                 moves: &moves,
                 effects: &Effects::default(),
                 letters: &[],
@@ -240,7 +242,7 @@ fn main() -> Result<(), AnyError> {
     let mut bench = Bench { arguments, frames, now_ms, round: 0 };
     let layout = Layout::new(1).expect("one");
     let month = Month::of(NodeTime::new(now_ms));
-    mysql::migrate(&bench.endpoint()?, DatabaseShard::HOME, layout, (month, month))?;
+    mysql::migrate(&bench.endpoint()?, DatabaseShard::HOME, layout, layout, (month, month))?;
     let server = mysql::status(&bench.endpoint()?, DatabaseShard::HOME, layout)?.server;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

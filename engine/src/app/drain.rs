@@ -5,11 +5,15 @@
 //!         ─► journal: last frame, closing mark ─► final snapshot ─► persist catches up (deadline)
 //!         ─► exit 0
 //! a second signal ─► exit at once: the journal is as good as after a kill -9
+//! a signal while it starts ─► exit 0 at once, for the same reason
 //! ```
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::start::Node;
 use crate::journal::JournalError;
@@ -22,14 +26,21 @@ use crate::shard::gate::Admission;
 use crate::shard::message::Message;
 use crate::units::Seq;
 
+/// What the final snapshot, and the joins before it, may take beyond the drain's own deadline.
+const SNAPSHOT_MAX: Duration = Duration::from_secs(30);
+
 /// The exit code of a node that a second signal cut off.
 const EXIT_CUT_OFF: i32 = 130;
 
 /// SIGTERM and SIGINT, caught from before anything starts.
+///
+/// ```text
+/// starting ── a signal ─► exit 0 at once: nothing was accepted yet
+/// running  ── a signal ─► `wait` returns, the node drains ── another ─► exit at once
+/// ```
 pub struct Signals {
-    runtime: tokio::runtime::Runtime,
-    term: tokio::signal::unix::Signal,
-    int: tokio::signal::unix::Signal,
+    is_running: Arc<AtomicBool>,
+    first: Receiver<()>,
 }
 
 impl Signals {
@@ -37,25 +48,48 @@ impl Signals {
         use tokio::signal::unix::{SignalKind, signal};
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
-        let term = signal(SignalKind::terminate())?;
-        let int = signal(SignalKind::interrupt())?;
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
         drop(guard);
-        Ok(Self { runtime, term, int })
-    }
-
-    /// Waits for the first signal; from then on a second one ends the process at once.
-    pub fn wait(self) {
-        let Self { runtime, mut term, mut int } = self;
-        runtime.block_on(either(&mut term, &mut int));
-        tracing::info!("draining; a second signal ends the node at once");
+        let is_running = Arc::new(AtomicBool::new(false));
+        let (tell, first) = bounded(1);
+        let running = Arc::clone(&is_running);
         let watch = move || {
+            runtime.block_on(either(&mut term, &mut int));
+            if !running.load(Ordering::Acquire) {
+                tracing::info!("ended while it was starting; the next start begins anew");
+                std::process::exit(0);
+            }
+            // `wait` may have gone with the node.
+            let _ = tell.send(());
             runtime.block_on(either(&mut term, &mut int));
             tracing::warn!("cut off by a second signal; nothing that was confirmed is lost");
             std::process::exit(EXIT_CUT_OFF);
         };
-        // Without the watch a drain still ends by its deadlines.
-        let _ = std::thread::Builder::new().name("signals".into()).spawn(watch);
+        std::thread::Builder::new().name("signals".into()).spawn(watch)?;
+        Ok(Self { is_running, first })
     }
+
+    /// Waits for the first signal; from then on a second one ends the process at once.
+    pub fn wait(self) {
+        self.is_running.store(true, Ordering::Release);
+        self.first.recv().unwrap_or_else(|_| unreachable!("the thread ends with the process"));
+        tracing::info!("draining; a second signal ends the node at once");
+    }
+}
+
+/// Ends the process where what is returned still lives then: a part that hangs is left behind.
+fn end_by(deadline: Duration) -> Sender<()> {
+    let (done, watched) = bounded(0);
+    let watch = move || {
+        if watched.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("a part did not end by the deadline; what was confirmed is durable");
+            std::process::exit(0);
+        }
+    };
+    // Without it the drain ends by the deadlines of its parts.
+    let _ = std::thread::Builder::new().name("deadline".into()).spawn(watch);
+    done
 }
 
 async fn either(term: &mut tokio::signal::unix::Signal, int: &mut tokio::signal::unix::Signal) {
@@ -69,6 +103,7 @@ impl Node {
     /// Ends the node in good order; a part that does not end by its deadline is left behind.
     pub fn stop(mut self) -> ExitCode {
         let deadline = Duration::from_millis(self.config.node.drain_deadline_ms);
+        let _in_time = end_by(deadline + SNAPSHOT_MAX);
         self.view.readiness.enter(Stage::Draining, 0);
         let mut is_clean = self.door.drain(deadline / 2);
         self.core.gate.set(Admission::Nothing);

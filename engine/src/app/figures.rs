@@ -11,9 +11,10 @@ use crate::journal::stats::{BucketCounts, JournalStats};
 use crate::journal::tail::DurableMark;
 use crate::persist::status::PersistStatus;
 use crate::ship::kafka::driver::ShipStatus;
-use crate::stock::gauges::UnitGauges;
+use crate::stock::gauges::{LeaseBoard, LeaseFigures, UnitGauges};
+use crate::stock::redis::stats::RedisStats;
 use crate::telemetry::figures::{
-    ItemFigures, JournalFigures, NodeFigures, PersistFigures, ShipFigures,
+    ItemFigures, JournalFigures, NodeFigures, PersistFigures, ShipFigures, StockRedisFigures,
 };
 use crate::telemetry::histogram::Buckets;
 use crate::units::ItemIndex;
@@ -36,6 +37,8 @@ struct Sources {
 pub struct Figures {
     sources: OnceLock<Sources>,
     ship: OnceLock<Arc<ShipStatus>>,
+    stock_redis: OnceLock<Arc<RedisStats>>,
+    leases: OnceLock<Arc<LeaseBoard>>,
 }
 
 impl Figures {
@@ -68,6 +71,16 @@ impl Figures {
     /// Called once, where Kafka is the log.
     pub fn attach_ship(&self, ship: &Arc<ShipStatus>) {
         assert!(self.ship.set(Arc::clone(ship)).is_ok(), "a node starts once");
+    }
+
+    /// Called once, when the parts run.
+    pub fn attach_leases(&self, board: &Arc<LeaseBoard>) {
+        assert!(self.leases.set(Arc::clone(board)).is_ok(), "a node starts once");
+    }
+
+    /// Called once, where Redis is the stock authority.
+    pub fn attach_stock_redis(&self, stats: &Arc<RedisStats>) {
+        assert!(self.stock_redis.set(Arc::clone(stats)).is_ok(), "a node starts once");
     }
 }
 
@@ -117,6 +130,14 @@ impl NodeFigures for Figures {
             }
         });
         figures.collect()
+    }
+
+    fn lease(&self, item: ItemIndex) -> Option<LeaseFigures> {
+        self.leases.get()?.item(item)
+    }
+
+    fn stock_redis(&self) -> Option<StockRedisFigures> {
+        self.stock_redis.get().map(|stats| stats.read())
     }
 
     fn ship(&self) -> Option<ShipFigures> {

@@ -6,6 +6,9 @@
 //!     else the primary, once persist has stored up to there ─▶ read there
 //!     else, after a while: unavailable
 //! ```
+//! Where a member's rows are says the map, as this process knows it. Behind every read of a
+//! member's rows the database is asked whether they are still there: a partition that was given to
+//! another database shard is read there.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
 use crate::config::StoreConfig;
-use crate::http::history::{Answer, Cursor, Entry, History, Question, Shipped};
+use crate::http::history::{Answer, Cursor, Entry, History, Question, Stored};
 use crate::journal::tail::DurableMark;
 use crate::persist::mysql::MySqlReader;
 use crate::persist::rows::{LedgerRow, RedemptionRow};
@@ -25,7 +28,7 @@ use crate::persist::status::PersistStatus;
 use crate::persist::store::{StatementCursor, StoreError, StoreReader};
 use crate::persist::stores::{self, StoresError};
 use crate::ship::partition::{DatabaseShard, Layout, Partition};
-use crate::units::{ItemIndex, JournalId, MemberId, NodeTime, RedemptionId, Seq, Slot};
+use crate::units::{ItemIndex, JournalId, MemberId, NodeTime, RedemptionId, SLOT_COUNT, Seq, Slot};
 
 /// Threads that read; each with connections of its own.
 const THREADS: usize = 2;
@@ -35,6 +38,10 @@ const QUEUE: usize = 64;
 const PATIENCE: Duration = Duration::from_millis(1_500);
 /// How often a wait looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Rows of an item that are read at once: some may not count.
+const READ_AT_LEAST: u16 = 500;
+/// How often a page is tried whose member's partition is on the move.
+const TRIES: u32 = 50;
 /// Members share these marks by a hash: who shares one waits for a little more than its own.
 const MARKS: usize = 1 << 14;
 
@@ -63,6 +70,17 @@ struct Notes {
     floor: AtomicU64,
     /// Empty where there are no replicas: then everything durable is waited for.
     marks: Box<[AtomicU64]>,
+    /// By slot, as the marks are.
+    forgotten: Box<[Forgotten]>,
+}
+
+/// What a slot has forgotten is read from the databases, as it was told last: also states that
+/// came about by themselves, such as an expiry, which no member's mark knows.
+#[derive(Default)]
+struct Forgotten {
+    sales: AtomicU64,
+    /// What was durable when memory was first seen without them.
+    through: AtomicU64,
 }
 
 impl Notes {
@@ -73,11 +91,25 @@ impl Notes {
     // Relaxed all through: a member's next request comes behind the answer that it was told by,
     // and the figure only rises.
     fn need(&self, member: MemberId) -> Seq {
-        let noted = self.mark(member).map(|mark| mark.load(Ordering::Relaxed));
-        noted.map_or_else(
-            || self.durable.get(),
-            |seq| Seq::new(seq.max(self.floor.load(Ordering::Relaxed))),
-        )
+        let noted = self.mark(member).map(|mark| Seq::new(mark.load(Ordering::Relaxed)));
+        noted.unwrap_or_default().max(self.floor())
+    }
+    /// What everybody was told.
+    fn floor(&self) -> Seq {
+        if self.marks.is_empty() {
+            return self.durable.get();
+        }
+        Seq::new(self.floor.load(Ordering::Relaxed))
+    }
+    /// What is needed of a slot that has forgotten so many sales, as memory said just before.
+    fn forgotten(&self, slot: Slot, sales: u64) -> Seq {
+        let Some(forgotten) = self.forgotten.get(slot.index()) else { return self.durable.get() };
+        // Acquire and Release are partners: whoever sees the count sees what goes with it.
+        if forgotten.sales.load(Ordering::Acquire) < sales {
+            forgotten.through.fetch_max(self.durable.get().get(), Ordering::Relaxed);
+            forgotten.sales.fetch_max(sales, Ordering::Release);
+        }
+        Seq::new(forgotten.through.load(Ordering::Relaxed))
     }
 }
 
@@ -104,6 +136,7 @@ pub fn start(parts: HistoryParts) -> std::io::Result<(HistoryHandle, Vec<JoinHan
         durable: Arc::clone(&parts.durable),
         floor: AtomicU64::new(parts.durable.get().get()),
         marks: (0..if has_replicas { MARKS } else { 0 }).map(|_| AtomicU64::new(0)).collect(),
+        forgotten: (0..if has_replicas { SLOT_COUNT } else { 0 }).map(|_| <_>::default()).collect(),
     });
     let (questions, asked) = bounded::<Asked>(QUEUE);
     let parts = Arc::new(parts);
@@ -153,8 +186,48 @@ impl Reader {
     fn answer(&mut self, question: Question) -> Result<Answer, StoresError> {
         match question {
             Question::Statement { member, before, limit } => self.statement(member, before, limit),
+            Question::Redemptions { member, before, limit, forgotten_sales } => {
+                let need = self.notes.need(member);
+                self.redemptions(Slot::of(member), need, forgotten_sales, |reader| {
+                    reader.redemptions_of(member, before, limit)
+                })
+            }
+            Question::ByKey { member, key, forgotten_sales } => {
+                let need = self.notes.need(member);
+                self.redemptions(Slot::of(member), need, forgotten_sales, |reader| {
+                    Ok(reader.redemption_by_key(member, key)?.into_iter().collect())
+                })
+            }
+            // It is forgotten: nothing that its member was told later is in its row.
+            Question::One { id, forgotten_sales } => {
+                let need = self.notes.floor();
+                self.redemptions(id.slot(), need, forgotten_sales, |reader| {
+                    Ok(reader.redemption(id)?.into_iter().collect())
+                })
+            }
             Question::OfItem { item, before, limit } => self.of_item(item, before, limit),
         }
+    }
+
+    /// Redemptions of one slot, some of which memory has forgotten.
+    fn redemptions(
+        &mut self,
+        slot: Slot,
+        need: Seq,
+        forgotten_sales: u64,
+        read: impl Fn(&dyn StoreReader) -> Result<Vec<RedemptionRow>, StoreError>,
+    ) -> Result<Answer, StoresError> {
+        let partition = Partition::of(slot).expect("a slot of members has a partition");
+        let need = need.max(self.notes.forgotten(slot, forgotten_sales));
+        let Some(rows) = self.read_at(partition, need, read)? else {
+            return Ok(Answer::Unavailable);
+        };
+        // Items are numbered by the journal.
+        if rows.iter().any(|row| row.journal != self.parts.journal) {
+            tracing::error!(slot = slot.get(), "a slot has redemptions of another journal");
+            return Ok(Answer::Unavailable);
+        }
+        Ok(Answer::Redemptions(rows.iter().map(stored).collect()))
     }
 
     fn statement(
@@ -163,9 +236,7 @@ impl Reader {
         before: Option<Cursor>,
         limit: u16,
     ) -> Result<Answer, StoresError> {
-        let slot = Slot::of(member);
-        let shard = self.layout.shard_of_slot(slot);
-        let partition = Partition::of(slot).expect("a member's slot has a partition");
+        let partition = Partition::of(Slot::of(member)).expect("a member's slot has a partition");
         let before = before.map(|c| StatementCursor {
             at: NodeTime::new(c.at),
             journal: JournalId::new(c.journal),
@@ -173,18 +244,40 @@ impl Reader {
             leg: c.leg,
         });
         let need = self.notes.need(member);
-        let rows = match self.replica(shard, partition, need) {
-            Some(replica) => replica.statement(member, before, limit).ok(),
-            None => None,
-        };
-        let rows = match rows {
-            Some(rows) => rows,
-            None if self.is_stored(shard, partition, need) => {
-                self.primary(shard, |primary| primary.statement(member, before, limit))?
+        let rows =
+            self.read_at(partition, need, |reader| reader.statement(member, before, limit))?;
+        Ok(rows.map_or(Answer::Unavailable, |rows| {
+            Answer::Statement(rows.iter().map(entry).collect())
+        }))
+    }
+
+    /// Rows of a partition, where everything up to `need` is; `None` where that is nowhere.
+    fn read_at<T>(
+        &mut self,
+        partition: Partition,
+        need: Seq,
+        read: impl Fn(&dyn StoreReader) -> Result<Vec<T>, StoreError>,
+    ) -> Result<Option<Vec<T>>, StoresError> {
+        for _ in 0..TRIES {
+            let Some((shard, _)) = self.parts.status.routes().owner(partition) else { break };
+            // Rows, if they were all there: what it serves after the read it served before it.
+            let read = |reader: &dyn StoreReader| {
+                let rows = read(reader)?;
+                Ok(reader.holdings()?.serves(partition).then_some(rows))
+            };
+            let replica = self.replica(shard, partition, need);
+            let rows = match replica.and_then(|replica| read(replica).ok()).flatten() {
+                Some(rows) => Some(rows),
+                None if self.is_stored(shard, partition, need) => self.primary(shard, read)?,
+                None => break,
+            };
+            if rows.is_some() {
+                return Ok(rows);
             }
-            None => return Ok(Answer::Unavailable),
-        };
-        Ok(Answer::Statement(rows.iter().map(entry).collect()))
+            // It has moved, and this process is about to hear of it.
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Ok(None)
     }
 
     /// A replica that has everything up to there.
@@ -249,22 +342,59 @@ impl Reader {
         before: Option<RedemptionId>,
         limit: u16,
     ) -> Result<Answer, StoresError> {
-        let journal = self.parts.journal;
+        let routes = self.parts.status.routes();
+        let owners: Vec<_> =
+            Partition::all().map(|p| routes.owner(p).map(|(owner, _)| owner)).collect();
         let mut all: Vec<RedemptionRow> = Vec::new();
         for shard in self.layout.shards() {
-            let replica = self.replicas[shard.index()].first();
-            let rows =
-                replica.and_then(|r| r.redemptions_of_item(journal, item, before, limit).ok());
-            all.extend(match rows {
-                Some(rows) => rows,
-                None => self.primary(shard, |primary| {
-                    primary.redemptions_of_item(journal, item, before, limit)
-                })?,
-            });
+            // While a partition moves its rows are in two places: those of its owner count.
+            let is_owned = |row: &RedemptionRow| {
+                Partition::of(row.id.slot()).is_some_and(|p| owners[p.index()] == Some(shard))
+            };
+            let size = limit.max(READ_AT_LEAST);
+            let read = |before| self.read_of_item(shard, item, before, size);
+            all.extend(owned(before, (limit, size), read, is_owned)?);
         }
         all.sort_unstable_by_key(|row| std::cmp::Reverse(row.id));
         all.truncate(usize::from(limit));
-        Ok(Answer::OfItem(all.iter().map(shipped).collect()))
+        Ok(Answer::OfItem(all.iter().map(stored).collect()))
+    }
+
+    fn read_of_item(
+        &mut self,
+        shard: DatabaseShard,
+        item: ItemIndex,
+        before: Option<RedemptionId>,
+        size: u16,
+    ) -> Result<Vec<RedemptionRow>, StoresError> {
+        let journal = self.parts.journal;
+        let replica = self.replicas[shard.index()].first();
+        match replica.and_then(|r| r.redemptions_of_item(journal, item, before, size).ok()) {
+            Some(rows) => Ok(rows),
+            None => self
+                .primary(shard, |primary| primary.redemptions_of_item(journal, item, before, size)),
+        }
+    }
+}
+
+/// The newest `limit` rows that count. Reads of `size` rows go on until there are so many, or no
+/// more rows at all: fewer than `limit` are the last ones.
+fn owned<E>(
+    before: Option<RedemptionId>,
+    (limit, size): (u16, u16),
+    mut read: impl FnMut(Option<RedemptionId>) -> Result<Vec<RedemptionRow>, E>,
+    is_owned: impl Fn(&RedemptionRow) -> bool,
+) -> Result<Vec<RedemptionRow>, E> {
+    let (mut all, mut before) = (Vec::new(), before);
+    loop {
+        let rows = read(before)?;
+        let is_last = rows.len() < usize::from(size);
+        before = rows.last().map(|row| row.id);
+        all.extend(rows.into_iter().filter(&is_owned));
+        if is_last || all.len() >= usize::from(limit) {
+            all.truncate(usize::from(limit));
+            return Ok(all);
+        }
     }
 }
 
@@ -283,13 +413,63 @@ fn entry(row: &LedgerRow) -> Entry {
     }
 }
 
-fn shipped(row: &RedemptionRow) -> Shipped {
-    Shipped {
+fn stored(row: &RedemptionRow) -> Stored {
+    Stored {
         id: row.id,
         member: row.member,
+        item: row.item,
         quantity: row.quantity,
         points: row.points,
         state: row.state,
+        expires_at: row.expires_at,
         updated_at: row.updated_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::command::RedemptionState;
+    use crate::units::{KeyHash, Points, Quantity};
+
+    fn row(number: u64) -> RedemptionRow {
+        let (at, journal) = (NodeTime::new(number), JournalId::new(1));
+        RedemptionRow {
+            id: RedemptionId::new(at, Slot::new(0), journal, number),
+            member: MemberId::new(1),
+            journal,
+            item: ItemIndex::new(0),
+            quantity: Quantity::new(1),
+            points: Points::ZERO,
+            state: RedemptionState::Confirmed,
+            key: KeyHash::default(),
+            expires_at: NodeTime::new(0),
+            updated_at: at,
+            units_back: false,
+            seq: Seq::new(number),
+        }
+    }
+
+    /// [A page whose rows were partly another database shard's was short, and read as the last.]
+    #[test]
+    fn a_page_is_short_only_where_it_is_the_last() {
+        let stored: Vec<_> = (1..=20).rev().map(row).collect();
+        for owned_every in 1..=21 {
+            for (limit, size) in [(1, 1), (1, 5), (3, 3), (3, 4), (20, 20), (30, 30)] {
+                let mut reads = 0;
+                let read = |before: Option<RedemptionId>| -> Result<_, StoreError> {
+                    reads += 1;
+                    let rows = stored.iter().filter(|row| before.is_none_or(|id| row.id < id));
+                    Ok(rows.take(usize::from(size)).copied().collect())
+                };
+                let is_owned = |row: &RedemptionRow| row.seq.get().is_multiple_of(owned_every);
+                let before = Some(row(19).id);
+                let page = owned(before, (limit, size), read, is_owned).unwrap();
+                let expected = stored.iter().filter(|row| row.seq.get() < 19 && is_owned(row));
+                let expected: Vec<_> = expected.take(usize::from(limit)).copied().collect();
+                assert_eq!(page, expected, "every {owned_every}, pages of {limit}, {size}");
+                assert!(reads <= 18 / size + 1);
+            }
+        }
     }
 }

@@ -12,7 +12,8 @@ use super::StartError;
 use super::drain::Signals;
 use super::persist_metrics;
 use crate::clock::{Clock, NodeClock, RealClock};
-use crate::config::{Config, KafkaConfig, LogKind};
+use crate::cluster::nodes::Cluster;
+use crate::config::{Config, KafkaConfig, LogKind, StoreKind};
 use crate::journal::disk::RealDisk;
 use crate::journal::open::{self, JournalHandle};
 use crate::kernel::slot::ItemCounts;
@@ -24,13 +25,14 @@ use crate::persist::watch::Watch;
 use crate::persist::writer::{ShardWriter, WriterSettings};
 use crate::shard::recover::Recovered;
 use crate::ship::kafka::driver::{self, Ship, ShipStatus};
-use crate::ship::kafka::events::{KnownItem, Teller};
+use crate::ship::kafka::events::{Home, KnownItem, Teller};
 use crate::ship::kafka::pump::{self, Pump};
 use crate::ship::kafka::teller::{self, RestartPoint, Telling};
 use crate::ship::kafka::topic::Topics;
 use crate::ship::partition::Layout;
 use crate::ship::source::JournalFrames;
-use crate::units::{Incarnation, Seq};
+use crate::stock::line::StockLines;
+use crate::units::{Incarnation, ItemIndex, Seq};
 
 /// How long a start waits for Kafka's word on its topics.
 const CHECK_WITHIN: Duration = Duration::from_secs(3);
@@ -86,7 +88,7 @@ impl Consuming {
         clock: &Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
         let layout = status.layout();
-        let (pump, logs) = pump::start(&config.log.kafka, layout)?;
+        let (pump, logs) = pump::start(&config.log.kafka, layout, Arc::clone(clock))?;
         let settings = writer_settings(config);
         let writers: Vec<_> = layout
             .shards()
@@ -115,6 +117,7 @@ pub(super) fn writer_settings(config: &Config) -> WriterSettings {
     WriterSettings {
         batch: config.persist.batch,
         linger_ms: config.persist.linger_ms,
+        is_shared: config.store.kind == StoreKind::Mysql && !config.cluster.nodes.is_empty(),
         ..WriterSettings::default()
     }
 }
@@ -166,26 +169,51 @@ pub(super) fn teller(recovered: &Recovered) -> Teller {
         let known = definition.items.iter().zip(first..).map(|(named, index)| KnownItem {
             sku: named.sku.clone(),
             total: items[index].total,
-            granted: items[index].granted,
-            returned: items[index].returned,
             taken: counts[index].sum(),
+            held: counts[index].held,
         });
         teller.know_sale(&definition.id, sale.first_item, known.collect());
     }
     teller
 }
 
+/// What is shipped.
+pub(super) struct ShipParts<'a> {
+    pub data: &'a Path,
+    pub journal: &'a JournalHandle<RealDisk>,
+    pub clock: &'a Arc<NodeClock>,
+    pub incarnation: Incarnation,
+}
+
+/// What the events thread asks of the node.
+pub(super) struct NodeHome {
+    pub cluster: Arc<Cluster>,
+    pub stock: Arc<StockLines>,
+    pub is_shared: bool,
+}
+
+impl Home for NodeHome {
+    fn is_home(&self, sale: &str) -> bool {
+        self.cluster.is_home(sale)
+    }
+    fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+    fn sold_out(&self, item: ItemIndex) -> Option<u64> {
+        self.stock.sold_out_generation(item)
+    }
+}
+
 /// Starts shipping a running journal, and consuming where this process persists too. `recovered`:
 /// where the events begin that were never told before.
 pub(super) fn start(
     config: &Config,
-    data: &Path,
+    parts: &ShipParts<'_>,
     recovered: (Seq, Teller),
-    journal: &JournalHandle<RealDisk>,
-    clock: &Arc<NodeClock>,
-    incarnation: Incarnation,
+    home: NodeHome,
     status: &Arc<PersistStatus>,
 ) -> Result<Shipping, StartError> {
+    let &ShipParts { data, journal, clock, incarnation } = parts;
     let open_store = open_store(config);
     refuse_wrong_stores(&open_store, status)?;
     let (standings_in, standings) = bounded(STANDINGS_MAX);
@@ -220,7 +248,7 @@ pub(super) fn start(
         let point =
             point.map_err(|error| StartError::Data { path: path.display().to_string(), error })?;
         let kafka = config.log.kafka.clone();
-        Some(teller::start(kafka, source(), point, path, Arc::clone(&real))?)
+        Some(teller::start(kafka, source(), point, path, Box::new(home), Arc::clone(clock))?)
     };
     let consumer = if config.persist.run {
         Some(Consuming::start(config, &open_store, status, &real)?)

@@ -1,6 +1,5 @@
 //! Building a node, part by part.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -10,12 +9,16 @@ use std::time::Duration;
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
 use super::audit::LiveAudit;
+use super::claims;
 use super::figures::Figures;
 use super::history::{self, HistoryParts};
 use super::ship::{self, Shipping, writer_settings};
+use super::stock::Stock;
 use super::{Addresses, StartError};
 use crate::clock::{Clock, NodeClock};
-use crate::config::{Config, LogKind};
+use crate::cluster::claims::Claim;
+use crate::cluster::nodes::Cluster;
+use crate::config::{Config, LogKind, StockKind, StoreKind};
 use crate::http::door::{self, BoundDoor, Door, DoorParts};
 use crate::http::history::History;
 use crate::journal::JournalError;
@@ -23,16 +26,14 @@ use crate::journal::disk::RealDisk;
 use crate::journal::files::DiskState;
 use crate::journal::open::{self, Journal, JournalHandle, JournalOptions, Opened};
 use crate::journal::snapshot;
-use crate::kernel::catalog::SalePhase;
 use crate::kernel::control::ControlState;
-use crate::kernel::slot::{ItemCounts, SlotState};
 use crate::kernel::state::{KernelLimits, ShardState};
 use crate::persist::driver::Persist;
 use crate::persist::embedded;
 use crate::persist::lost_tail;
 use crate::persist::status::PersistStatus;
 use crate::persist::stores;
-use crate::shard::catalog::{CatalogView, SaleEntry};
+use crate::shard::catalog::CatalogView;
 use crate::shard::completion::Completions;
 use crate::shard::control::{self, ControlParts};
 use crate::shard::core::{Core, NodeView, Stage};
@@ -42,12 +43,12 @@ use crate::shard::gate::{Admission, Gate};
 use crate::shard::inbox::Inboxes;
 use crate::shard::port::PortShared;
 use crate::shard::recover::{self, Recovered};
+use crate::shard::resume;
 use crate::shard::snapshotter::{self, SnapshotPolicy, SnapshotterParts};
 use crate::ship::source::JournalFrames;
-use crate::stock::authority::Embedded;
-use crate::stock::gauges::UnitGauges;
+use crate::stock::gauges::{LeaseBoard, UnitGauges};
 use crate::stock::line::StockLines;
-use crate::units::{Incarnation, ItemIndex, JournalId, SaleIndex, Seq};
+use crate::units::{Incarnation, Seq};
 
 /// A running node.
 pub struct Node {
@@ -77,6 +78,11 @@ impl Node {
         if config.log.kind == LogKind::Kafka {
             ship::check_topics(&config.log.kafka)?;
         }
+        // The other nodes: a map, and nothing known of them yet.
+        let cluster = Arc::new(Cluster::new(config.cluster.map()?));
+        let mut cluster_config = config.cluster.clone();
+        cluster_config.secret = config.cluster.read_secret()?;
+
         // The door, first: a node that recovers says so.
         let view = Arc::new(NodeView::default());
         let figures = Arc::new(Figures::default());
@@ -84,6 +90,8 @@ impl Node {
         let audit: Arc<OnceLock<LiveAudit>> = Arc::default();
         let history: Arc<OnceLock<Arc<dyn History>>> = Arc::default();
         let door = BoundDoor::bind(config.http.clone())?.serve(DoorParts {
+            cluster: Arc::clone(&cluster),
+            cluster_config,
             view: Arc::clone(&view),
             clock: Arc::clone(clock),
             figures: Arc::clone(&figures) as _,
@@ -97,18 +105,48 @@ impl Node {
             history: Arc::clone(&history),
             spool: data.join("spool"),
         })?;
+        let Addresses { public, admin, .. } = door.addresses();
+        tracing::info!(%public, %admin, "listening; requests are taken once the node is ready");
 
         // The journal, and the state that it proves.
         let snapshot_disk = RealDisk::open(&open::snapshot_dir(&data), config.journal.direct)
             .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
         let opened = Journal::open(journal_options(&config, &data), Arc::clone(clock))?;
         let (journal, incarnation) = (opened.journal(), opened.incarnation());
-        lost_tail::check(&data.join("db"), journal, incarnation, opened.last_seq())?;
+        cluster.set_own_journal(journal);
+        let opening = lost_tail::Opening { journal, next: incarnation, last: opened.last_seq() };
+        lost_tail::check(&config.store, &data.join("db"), ship::layout(&config), opening)?;
         let recovered = recover::recover(&opened, &snapshot_disk, &view.readiness)?;
         report_recovery(&opened, &recovered);
 
-        let node =
-            Self::run(config, door, view, &figures, opened, recovered, snapshot_disk, &data)?;
+        if cluster.node_count() > 1 && config.stock.kind == StockKind::Journal {
+            tracing::warn!("stock.kind is \"journal\": a sale's units are at its home node alone");
+        }
+        if cluster.node_count() > 1 && config.store.kind == StoreKind::Sqlite {
+            tracing::warn!(
+                "store.kind is \"sqlite\": no other node sees which slots this one claims, and a \
+                 pool that Redis loses stays shut; several nodes want store.kind = \"mysql\""
+            );
+        }
+
+        // The slots, before anything is done with them.
+        let now = opened.clock().now();
+        let claim = claims::settle(&config, &data, &cluster, journal, &recovered, now)?;
+        claims::watch(config.store.clone(), ship::layout(&config), &cluster)
+            .map_err(|error| StartError::Io { what: "cannot start a thread", error })?;
+
+        let node = Self::run(
+            config,
+            &cluster,
+            claim.as_ref(),
+            door,
+            view,
+            &figures,
+            opened,
+            recovered,
+            snapshot_disk,
+            &data,
+        )?;
         let (reads, _) = history::start(HistoryParts {
             store: node.config.store.clone(),
             folder: data.join("db"),
@@ -136,6 +174,8 @@ impl Node {
     #[expect(clippy::too_many_arguments, reason = "the second half of `start`")]
     fn run(
         config: Config,
+        cluster: &Arc<Cluster>,
+        claim: Option<&Claim>,
         door: Door,
         view: Arc<NodeView>,
         figures: &Arc<Figures>,
@@ -158,11 +198,19 @@ impl Node {
         let gauges = Arc::new(UnitGauges::new(config.shards.count));
         let events = Arc::new(SaleEvents::new(clock.now()));
         let catalog = Arc::new(CatalogView::default());
-        let sales = fill_catalog(&catalog, &recovered);
-        let authority = fill_stock(&stock, &recovered);
-        let dropped = dropped_sales(&recovered);
+        let sales = resume::fill_catalog(&catalog, &recovered);
+        resume::fill_stock(&stock, &recovered);
+        let dropped = resume::dropped_sales(&recovered);
         let told = (opened.last_seq(), ship::teller(&recovered));
         let (control_handle, control_queue) = control::queue();
+        let board = Arc::new(LeaseBoard::default());
+        let Stock { authority, lease, stats } = super::stock::start(
+            &config.stock,
+            cluster,
+            journal_id,
+            &recovered.control,
+            &control_handle,
+        )?;
 
         // The journal's thread: frames, then completions.
         let completions = Completions::new(Arc::clone(&stock), Arc::clone(&ports));
@@ -176,7 +224,11 @@ impl Node {
             state: recovered.control,
             queue: control_queue,
             producer: producers.pop().expect("one more than shards"),
-            authority: Box::new(authority),
+            authority,
+            lease,
+            board: Arc::clone(&board),
+            journal: journal_id,
+            incarnation,
             inboxes: Arc::clone(&inboxes),
             catalog: Arc::clone(&catalog),
             stock: Arc::clone(&stock),
@@ -188,9 +240,14 @@ impl Node {
         };
 
         // Shards, each with the slots dealt to it.
-        let states = deal_slots(&config, journal_id, &control_parts.state, recovered.slots);
+        let limits = KernelLimits { hold_allowance: config.limits.hold_allowance };
+        let control_state = &control_parts.state;
+        let count = config.shards.count;
+        let states = resume::deal_slots(count, limits, journal_id, control_state, recovered.slots);
         let mut shards = Vec::new();
         for ((index, state), producer) in states.into_iter().enumerate().zip(producers) {
+            // Ready means that the figures are there, too; the thread may begin a moment later.
+            gauges.publish(index, state.item_counts());
             let parts = ShardParts {
                 index,
                 state,
@@ -209,10 +266,17 @@ impl Node {
 
         // Persist: from the journal's files to the database shards; or to Kafka, and from there.
         let status = Arc::new(PersistStatus::new(ship::layout(&config)));
+        let (next, last) = (incarnation, told.0);
+        status.set_opening(lost_tail::Opening { journal: journal_id, next, last });
         let (mut persist, mut shipping) = (None, None);
         if config.log.kind == LogKind::Kafka {
-            shipping =
-                Some(ship::start(&config, data, told, &journal, &clock, incarnation, &status)?);
+            let home = ship::NodeHome {
+                cluster: Arc::clone(cluster),
+                stock: Arc::clone(&stock),
+                is_shared: config.stock.kind == StockKind::Redis,
+            };
+            let parts = ship::ShipParts { data, journal: &journal, clock: &clock, incarnation };
+            shipping = Some(ship::start(&config, &parts, told, home, &status)?);
         } else if config.persist.run {
             persist = Some(start_persist(&config, data, &journal, &clock, incarnation, &status)?);
         }
@@ -266,6 +330,10 @@ impl Node {
         if let Some(shipping) = &shipping {
             figures.attach_ship(shipping.status());
         }
+        figures.attach_leases(&board);
+        if let Some(stats) = &stats {
+            figures.attach_stock_redis(stats);
+        }
         let (stop_housekeeping, housekeeping_stopped) = bounded::<()>(1);
         let watch = Housekeeping {
             core: Arc::clone(&core),
@@ -274,6 +342,9 @@ impl Node {
             told_through: shipping.as_ref().and_then(Shipping::told_through),
         };
         watch.look();
+        if let Some(claim) = claim {
+            claims::record(&core.control, claim)?;
+        }
         let housekeeping = spawn("housekeeping".into(), move || {
             while housekeeping_stopped.recv_timeout(HOUSEKEEPING_EVERY)
                 == Err(RecvTimeoutError::Timeout)
@@ -283,7 +354,8 @@ impl Node {
         })?;
         assert!(view.core.set(Arc::clone(&core)).is_ok(), "a node starts once");
         view.readiness.enter(Stage::Ready, 0);
-        tracing::info!(journal = %format!("{:016x}", journal_id.get()), %incarnation, "ready");
+        let journal_name = format!("{:016x}", journal_id.get());
+        tracing::info!(journal = journal_name, %incarnation, nodes = cluster.node_count(), "ready");
         Ok(Self {
             config,
             door,
@@ -370,84 +442,6 @@ fn report_recovery(opened: &Opened<RealDisk>, recovered: &Recovered) {
         replayed = recovered.replayed_records,
         "recovered",
     );
-}
-
-/// The catalog as recovered, and the sale of each item.
-fn fill_catalog(catalog: &CatalogView, recovered: &Recovered) -> Vec<Arc<SaleEntry>> {
-    let mut sale_of = Vec::new();
-    for (index, known) in (0u32..).map(SaleIndex::new).zip(recovered.control.sales()) {
-        let sale = known.sale.as_ref().clone();
-        let entry =
-            Arc::new(SaleEntry::new(index, known.first_item, sale, known.phase, known.paused));
-        sale_of.extend(entry.items().map(|_| Arc::clone(&entry)));
-        catalog.insert(&entry);
-    }
-    for slot in &recovered.slots {
-        for (item, member) in slot.keyed() {
-            sale_of[item.get() as usize].remember_keyed(member);
-        }
-    }
-    sale_of
-}
-
-/// An item's free units are derived: granted − returned − Σ(held + confirmed + retired).
-fn fill_stock(stock: &StockLines, recovered: &Recovered) -> Embedded {
-    let items = recovered.control.items();
-    let mut counts = vec![ItemCounts::default(); items.len()];
-    for slot in &recovered.slots {
-        for (item, of_slot) in slot.item_counts() {
-            counts[item.get() as usize].add(&of_slot);
-        }
-    }
-    let mut authority = Embedded::default();
-    for ((item, known), counts) in (0u32..).map(ItemIndex::new).zip(items).zip(&counts) {
-        let free = known.here().checked_sub(counts.sum());
-        let free = free.expect("I2: a node holds no more units than it was granted");
-        authority.resume(item, known.total, known.granted, known.returned);
-        stock.confirm_durable(item, i64::try_from(counts.confirmed).expect("units fit an i64"));
-        stock.line(item).give_back(free);
-        stock.set_total(item, known.total);
-    }
-    authority
-}
-
-/// Sales whose keys every slot has forgotten.
-fn dropped_sales(recovered: &Recovered) -> HashSet<SaleIndex> {
-    let sales = (0u32..).map(SaleIndex::new).zip(recovered.control.sales());
-    let is_dropped = |sale: SaleIndex| {
-        recovered.slots.iter().all(|slot| slot.dropped_sales().binary_search(&sale).is_ok())
-    };
-    let ended = sales.filter(|(_, known)| known.phase >= SalePhase::Ended);
-    ended.map(|(sale, _)| sale).filter(|sale| is_dropped(*sale)).collect()
-}
-
-/// Deals the slots out in turn, as [`Inboxes::shard_of`] routes to them.
-fn deal_slots(
-    config: &Config,
-    journal: JournalId,
-    control: &ControlState,
-    slots: Vec<SlotState>,
-) -> Vec<ShardState> {
-    // A node that ended while keys were being dropped goes on so: no slot takes a key of a sale
-    // that another slot has begun to forget.
-    let mut catalog = control.catalog();
-    for sale in slots.iter().flat_map(SlotState::dropped_sales) {
-        catalog.mark_keys_dropped(*sale);
-    }
-    let limits = KernelLimits { hold_allowance: config.limits.hold_allowance };
-    let count = config.shards.count;
-    let mut shards: Vec<ShardState> = (0..count)
-        .map(|_| {
-            let mut shard = ShardState::new(journal, limits);
-            *shard.catalog_mut() = catalog.clone();
-            shard
-        })
-        .collect();
-    for state in slots {
-        let slot = state.slot();
-        shards[slot.index() % count].adopt_slot(slot, state);
-    }
-    shards
 }
 
 fn start_persist(

@@ -16,6 +16,7 @@
 
 use std::path::Path;
 
+use super::beside::Others;
 use super::files::{FileJournal, Snapshots};
 use super::finding::Findings;
 use super::journal::Bounds;
@@ -80,9 +81,9 @@ fn audit_once<D: Disk>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotLook> {
     let mut outcome = None;
-    stores::with_all(node.stores, &mut |reads| {
+    stores::with_all(node.stores, node.journal, &mut |reads, others| {
         if outcome.is_none() {
-            outcome = Some(within(node, reads, progress));
+            outcome = Some(within(node, reads, others, progress));
         }
         Ok(())
     })?;
@@ -92,12 +93,13 @@ fn audit_once<D: Disk>(
 fn within<D: Disk>(
     node: &LiveNode<'_, D>,
     reads: &[OpenShard<'_>],
+    others: &Others,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotLook> {
     if node.kafka.is_some() {
         progress(Progress { step: "reading Kafka", done: 0, of: 1 });
     }
-    let shipped = node.kafka.map(|kafka| Shipped::read(kafka, node.journal)).transpose()?;
+    let shipped = node.kafka.map(|kafka| Shipped::read(kafka, node.journal, others)).transpose()?;
     let first = (node.first)();
     let before = (node.durable)();
     let whole =
@@ -116,7 +118,7 @@ fn within<D: Disk>(
     // What lies before both the snapshot and the stores is not read again.
     let mut lowest = base.as_ref().map_or(Seq::NONE, Base::lowest_cut);
     if !reads.is_empty() {
-        lowest = lowest.min(lowest_watermark(node.stores.layout, reads, node.journal)?);
+        lowest = lowest.min(lowest_watermark(node.stores.layout(reads)?, reads, node.journal)?);
     }
     let bounds = Bounds { first: first.max(lowest.next()), last, ..whole };
     let journal = FileJournal::new(bounds, node.tail);
@@ -128,6 +130,7 @@ fn within<D: Disk>(
         first_seq: bounds.first,
         last_seq: last,
         base_snapshot: base.as_ref().map(super::files::SnapshotFile::number),
+        others: Vec::new(),
     };
     let mut findings = Findings::default();
     node.stores.report(first, &mut findings);
@@ -136,7 +139,7 @@ fn within<D: Disk>(
         journal: &journal,
         base: base.as_ref().map(|base| base as &dyn Base),
         claims,
-        layout: node.stores.layout,
+        layout: node.stores.layout(reads)?,
         shipped,
         stores: reads,
         lines: Some((window_from, lines)),

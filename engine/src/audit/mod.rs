@@ -4,6 +4,8 @@
 //! It shares with the engine the units, the record decoder and the readers of files; and for I5,
 //! which is a statement about the engine's replay, that replay. All arithmetic is its own.
 
+pub mod beside;
+pub mod claimed;
 pub mod files;
 pub mod finding;
 pub mod journal;
@@ -17,6 +19,7 @@ pub mod run;
 pub mod shipped;
 pub mod store;
 pub mod stores;
+pub mod together;
 
 pub use live::{LiveNode, audit_live};
 pub use offline::{CannotLook, DATABASE_DIR, Elsewhere, audit_data_dir, audit_with};

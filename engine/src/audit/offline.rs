@@ -113,24 +113,32 @@ pub fn audit_with(
         first_seq: bounds.first,
         last_seq: bounds.last,
         base_snapshot: snapshots.base.as_ref().map(super::files::SnapshotFile::number),
+        others: Vec::new(),
     };
     let stores = stores::open(&elsewhere.store, &data.join(DATABASE_DIR))?;
     stores.report(bounds.first, &mut findings);
-    if elsewhere.kafka.is_some() {
-        progress(Progress { step: "reading Kafka", done: 0, of: 1 });
-    }
     let kafka = elsewhere.kafka.as_ref();
-    let shipped = kafka.map(|kafka| Shipped::read(kafka, bounds.journal)).transpose()?;
-    let mut inputs = Some((subject, snapshots.claims, shipped, findings));
+    let mut inputs = Some((subject, snapshots.claims, findings));
     let mut outcome = None;
-    stores::with_all(&stores, &mut |reads| {
-        if let Some((subject, claims, shipped, findings)) = inputs.take() {
+    stores::with_all(&stores, bounds.journal, &mut |reads, others| {
+        if let Some((subject, claims, findings)) = inputs.take() {
+            if kafka.is_some() {
+                progress(Progress { step: "reading Kafka", done: 0, of: 1 });
+            }
+            let read = kafka.map(|kafka| Shipped::read(kafka, bounds.journal, others));
+            let shipped = match read.transpose() {
+                Ok(shipped) => shipped,
+                Err(error) => {
+                    outcome = Some(Err(CannotCompare::Journal(error)));
+                    return Ok(());
+                }
+            };
             let inputs = Inputs {
                 subject,
                 journal: &journal,
                 base: snapshots.base.as_ref().map(|base| base as &dyn Base),
                 claims,
-                layout: stores.layout,
+                layout: stores.layout(reads)?,
                 shipped,
                 stores: reads,
                 lines: None,

@@ -159,7 +159,13 @@ pub fn base_control(state: &ControlState) -> Result<(Vec<Sale>, Vec<Item>), Cann
         items.extend(its);
     }
     for (item, stock) in items.iter_mut().zip(state.items()) {
-        item.total = i128::from(stock.total);
+        let total = i128::from(stock.total);
+        if stock.is_home {
+            item.total = total;
+        } else {
+            item.total_seen = Some(total);
+        }
+        item.epoch = stock.epoch;
         item.granted = i128::from(stock.granted);
         item.returned = i128::from(stock.returned);
     }

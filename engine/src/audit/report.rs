@@ -36,6 +36,10 @@ pub struct Subject {
     pub last_seq: Seq,
     /// The snapshot that the audit began from; none: from the first record.
     pub base_snapshot: Option<u64>,
+    /// Journals, in hexadecimal, whose rows the databases have too by other nodes' claims: theirs
+    /// to audit, and not looked at here.
+    #[serde(default)]
+    pub others: Vec<String>,
 }
 
 /// How a check ended.
@@ -216,6 +220,16 @@ impl AuditReport {
             s.incarnation,
             grouped(s.first_seq),
             grouped(s.last_seq)
+        )?;
+        if s.others.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            f,
+            "not looked at: rows of {} that other nodes claimed slots with ({}): audit all nodes \
+             together",
+            counted(s.others.len() as u64, "journal", "journals"),
+            s.others.join(" ")
         )
     }
 

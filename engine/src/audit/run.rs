@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::claimed;
 use super::finding::{Check, Findings, Where};
 use super::journal::{CannotRead, Journal};
 use super::model::{Figures, Item, Model};
@@ -10,7 +11,7 @@ use super::replay::{ReplayFigures, replay};
 use super::report::{AuditReport, ItemLine, PointsLine, Subject, counted, grouped};
 use super::shipped::Shipped;
 use super::store::{
-    Behind, Books, CannotCompare, Changes, Entries, SaleHistory, ShardAudit, ShardFigures,
+    Archived, Behind, Books, CannotCompare, Changes, Entries, SaleHistory, ShardAudit, ShardFigures,
 };
 use super::stores::OpenShard;
 use crate::kernel::control::ControlState;
@@ -59,7 +60,7 @@ pub fn run(
     inputs: Inputs<'_>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AuditReport, CannotCompare> {
-    let Inputs { subject, journal, base, claims, layout, stores, lines, .. } = inputs;
+    let Inputs { mut subject, journal, base, claims, layout, stores, lines, .. } = inputs;
     let (mut shipped, mut findings) = (inputs.shipped, inputs.findings);
     let bounds = journal.bounds();
     let mut model = Model::new(bounds.journal);
@@ -74,7 +75,8 @@ pub fn run(
     }
     let watermarks = watermarks(layout, stores, bounds.journal)?;
     let mut behind = Behind::new(watermarks, set_aside(stores)?);
-    let mut entries = Entries::new(bounds.first);
+    let archived = Archived::read(stores, bounds.journal, &mut findings)?;
+    let mut entries = Entries::new(bounds.first, archived.ledger_before);
     let mut changes = Changes::new(bounds.journal, bounds.first);
     let lowest = base.map_or(Seq::NONE, Base::lowest_cut);
     // Ledger rows are compared from the journal's first record on, so all of it is read.
@@ -97,6 +99,14 @@ pub fn run(
     model.finish();
     let line_count = lines.as_ref().map_or(0, |(_, lines)| lines.len() as u64);
     check_lines(&mut model, lines);
+    let others = claimed::others(stores, bounds.journal)?;
+    subject.others = others.iter().map(|journal| format!("{:016x}", journal.get())).collect();
+    let own = claimed::Own {
+        journal: bounds.journal,
+        claim: model.claim.as_ref(),
+        has_members: model.slots.iter().any(|slot| !slot.accounts.is_empty()),
+    };
+    claimed::check(stores, &own, &mut findings)?;
     let mut shards = Vec::new();
     if let Some(layout) = layout {
         let books = Books {
@@ -106,6 +116,7 @@ pub fn run(
             behind: &behind,
             entries: &entries,
             changes: &changes,
+            archived: &archived,
             sales: &sales,
             journal,
         };
@@ -173,6 +184,9 @@ fn begin(model: &mut Model, history: &mut SaleHistory, base: &dyn Base) -> Resul
             let (sales, items) = base_control(&state)?;
             history.begin(&state, cut);
             model.seed_control(cut, sales, items, state.dump_keys());
+            if let Some(claim) = state.claim() {
+                model.seed_claim(&claim.slots);
+            }
         } else {
             let state = SlotState::decode(bytes).map_err(damaged)?;
             model.seed_slot(slot, base_slot(&state, cut));

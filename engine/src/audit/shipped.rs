@@ -7,6 +7,7 @@
 //!
 //! Shape: 56 bytes for each message that Kafka has.
 
+use super::beside::Others;
 use super::finding::{Check, Findings, Where};
 use super::journal::CannotRead;
 use super::model::Place;
@@ -35,6 +36,8 @@ struct Entry {
 /// One partition of the topic.
 #[derive(Default, Debug)]
 struct Topic {
+    /// A message was seen.
+    is_begun: bool,
     /// Nothing was deleted at its beginning.
     is_whole: bool,
     /// Sorted by sequence number, once all is read.
@@ -79,6 +82,8 @@ impl Topic {
 #[derive(Debug)]
 pub struct Shipped {
     journal: JournalId,
+    /// Of other nodes, whose messages are theirs to audit.
+    others: Others,
     /// Where the journal is read from.
     from: Seq,
     topics: Vec<Topic>,
@@ -88,10 +93,11 @@ pub struct Shipped {
 }
 
 impl Shipped {
-    pub fn new(journal: JournalId) -> Self {
+    pub fn new(journal: JournalId, others: Others) -> Self {
         let topics = (0..PARTITION_COUNT).map(|_| Topic::default()).collect();
         Self {
             journal,
+            others,
             from: Seq::NONE,
             topics,
             findings: Findings::default(),
@@ -103,8 +109,12 @@ impl Shipped {
     /// Reads the whole records topic.
     ///
     /// Errors: it cannot be read to its end.
-    pub fn read(config: &KafkaConfig, journal: JournalId) -> Result<Self, CannotRead> {
-        let mut shipped = Self::new(journal);
+    pub fn read(
+        config: &KafkaConfig,
+        journal: JournalId,
+        others: &Others,
+    ) -> Result<Self, CannotRead> {
+        let mut shipped = Self::new(journal, others.clone());
         let all: Vec<_> = Partition::all().collect();
         read::each(config, &all, 0, &mut |found| {
             let message = found.message.clone();
@@ -134,6 +144,13 @@ impl Shipped {
                 return Ok(());
             }
         };
+        let topic = &mut self.topics[partition.index()];
+        if !topic.is_begun {
+            (topic.is_begun, topic.is_whole) = (true, offset == 0);
+        }
+        if self.others.contains(&message.place.journal) {
+            return Ok(());
+        }
         if message.place.journal != self.journal {
             let found = message.place.journal.get();
             let sentence = format!("offset {offset} is of journal {found:016x}, not of this one");
@@ -141,10 +158,6 @@ impl Shipped {
             return Ok(());
         }
         self.message_count += 1;
-        let topic = &mut self.topics[partition.index()];
-        if topic.records.is_empty() && topic.marks.is_empty() {
-            topic.is_whole = offset == 0;
-        }
         let entry = Entry {
             seq: message.place.seq,
             hash: message.record.map_or(0, xxhash_rust::xxh3::xxh3_64),

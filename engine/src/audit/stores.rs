@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
+use super::beside::{Beside, Others};
+use super::claimed::others;
 use super::finding::{Check, Findings, Where};
 use super::journal::CannotRead;
 use crate::config::{StoreConfig, StoreKind};
 use crate::persist::sqlite::{SqliteReader, path_of};
 use crate::persist::store::{ConsistentRead, StoreError, StoreReader};
 use crate::persist::stores::{self, StoresError};
+use crate::ship::holdings::gather;
 use crate::ship::partition::{DATABASE_SHARD_COUNT_MAX, DatabaseShard, Layout};
-use crate::units::Seq;
+use crate::units::{JournalId, Seq};
 
 impl From<StoreError> for CannotRead {
     fn from(e: StoreError) -> Self {
@@ -20,7 +23,7 @@ impl From<StoreError> for CannotRead {
 /// The database shards that there are, and what is wrong with the others.
 #[derive(Default)]
 pub struct Stores {
-    /// How the partitions lie on them; `None` where none was ever made.
+    /// How many they are, and how the partitions were spread; `None` where none was ever made.
     pub layout: Option<Layout>,
     pub readers: Vec<(DatabaseShard, Box<dyn StoreReader>)>,
     /// Database shards that are missing, or are others than their names say, in words.
@@ -103,6 +106,20 @@ fn open_files(folder: &Path) -> Result<Stores, CannotRead> {
 }
 
 impl Stores {
+    /// How the partitions lie, as the databases say within these transactions.
+    ///
+    /// Errors: one is on its way, nowhere or in two places; or a map cannot be read.
+    pub fn layout(&self, open: &[OpenShard<'_>]) -> Result<Option<Layout>, StoreError> {
+        // A database that is missing or exchanged is said already; the others are compared by how
+        // the partitions were spread.
+        let Some(layout) = self.layout.filter(|_| self.wrong.is_empty()) else {
+            return Ok(self.layout);
+        };
+        let map = |(shard, read): &OpenShard<'_>| Ok((*shard, read.holdings()?));
+        let maps: Vec<_> = open.iter().map(map).collect::<Result<_, StoreError>>()?;
+        Ok(Some(gather(layout.count(), &maps)?))
+    }
+
     /// What is wrong with them, and that they are gone where the journal's beginning is.
     pub fn report(&self, first: Seq, findings: &mut Findings) {
         for (shard, sentence) in &self.wrong {
@@ -120,17 +137,30 @@ impl Stores {
 }
 
 /// What is done with all database shards, each as of one moment.
-pub type WithAll<'a> = dyn FnMut(&[OpenShard<'_>]) -> Result<(), StoreError> + 'a;
+pub type WithAll<'a> = dyn FnMut(&[OpenShard<'_>], &Others) -> Result<(), StoreError> + 'a;
 
-/// Begins a read transaction on each, one inside the other, and calls `run` within all of them.
-pub fn with_all(stores: &Stores, run: &mut WithAll<'_>) -> Result<(), StoreError> {
-    nest(&stores.readers, &[], run)
+/// Begins a read transaction on each, one inside the other, and calls `run` within all of them,
+/// with the rows that are not other nodes' and the journals that are.
+pub fn with_all(
+    stores: &Stores,
+    journal: JournalId,
+    run: &mut WithAll<'_>,
+) -> Result<(), StoreError> {
+    nest(&stores.readers, &[], &mut |reads| {
+        let others = others(reads, journal)?;
+        let beside: Vec<_> =
+            reads.iter().map(|&(_, read)| Beside { read, others: &others }).collect();
+        let reads = reads.iter().zip(&beside).map(|((shard, _), b)| (*shard, b as _));
+        run(&reads.collect::<Vec<OpenShard<'_>>>(), &others)
+    })
 }
+
+type WithReads<'a> = dyn FnMut(&[OpenShard<'_>]) -> Result<(), StoreError> + 'a;
 
 fn nest(
     readers: &[(DatabaseShard, Box<dyn StoreReader>)],
     open: &[OpenShard<'_>],
-    run: &mut WithAll<'_>,
+    run: &mut WithReads<'_>,
 ) -> Result<(), StoreError> {
     let Some(((shard, first), rest)) = readers.split_first() else { return run(open) };
     first.consistent(&mut |read| {

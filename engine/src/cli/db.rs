@@ -10,9 +10,10 @@ use anyhow::Context as _;
 use crate::config::{Config, Overrides, StoreKind};
 use crate::persist::mysql::{self, Month, SchemaStatus};
 use crate::persist::sqlite::{self, SqliteReader};
-use crate::persist::store::{StoreReader as _, WatermarkRow};
+use crate::persist::store::{StoreError, StoreReader as _, WatermarkRow};
 use crate::persist::stores;
-use crate::ship::partition::{DatabaseShard, Layout};
+use crate::ship::holdings::Hold;
+use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::units::NodeTime;
 
 /// Brings every database shard to the newest schema.
@@ -33,8 +34,18 @@ pub fn migrate(config: Option<&Path>, from: Option<&str>) -> anyhow::Result<Exit
         return Ok(ExitCode::SUCCESS);
     }
     let mut code = ExitCode::SUCCESS;
-    for (shard, endpoint) in layout.shards().zip(stores::primaries(&config.store.mysql)?) {
-        match mysql::migrate(&endpoint, shard, layout, (from, this_month())) {
+    let endpoints = stores::primaries(&config.store.mysql)?;
+    let spread = match spread_over(layout, &endpoints) {
+        Ok(spread) => spread,
+        Err((shard, error)) => {
+            // Whether a new one is one of the first, only all together can tell.
+            say(shard, endpoints[shard.index()].name(), &format!("FAILED: {error}"));
+            println!("nothing was changed: every database shard must answer");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    for (shard, endpoint) in layout.shards().zip(endpoints) {
+        match mysql::migrate(&endpoint, shard, layout, spread, (from, this_month())) {
             Ok(applied) if applied.is_empty() => {
                 say(shard, endpoint.name(), "is at the newest schema");
             }
@@ -48,6 +59,21 @@ pub fn migrate(config: Option<&Path>, from: Option<&str>) -> anyhow::Result<Exit
         }
     }
     Ok(code)
+}
+
+/// Over how many database shards the partitions were spread when the first of them were made: now,
+/// where there is none yet.
+fn spread_over(
+    layout: Layout,
+    endpoints: &[mysql::Endpoint],
+) -> Result<Layout, (DatabaseShard, StoreError)> {
+    let mut made: Option<u8> = None;
+    for (shard, endpoint) in layout.shards().zip(endpoints) {
+        let count = mysql::made_as_one_of(endpoint).map_err(|error| (shard, error))?;
+        // Those that came later were made as one of more.
+        made = made.into_iter().chain(count).min();
+    }
+    Ok(made.and_then(Layout::new).unwrap_or(layout))
 }
 
 /// Takes every month before `before` out of every database.
@@ -164,7 +190,7 @@ fn stored(rows: &[WatermarkRow]) -> String {
 
 /// Prints a database's status; the exit code that it deserves.
 fn tell(shard: DatabaseShard, name: &str, status: &SchemaStatus) -> u8 {
-    let SchemaStatus { server, version, partitions, watermarks, letters } = status;
+    let SchemaStatus { server, version, partitions, holdings, watermarks, letters } = status;
     let newest = mysql::NEWEST;
     if *version != newest {
         let advice = if *version < newest { ": run `onrush db migrate`" } else { ": too new" };
@@ -172,6 +198,18 @@ fn tell(shard: DatabaseShard, name: &str, status: &SchemaStatus) -> u8 {
         return 1;
     }
     say(shard, name, &format!("{server}, schema {version}; {}", stored(watermarks)));
+    let is_moving = holdings.is_some_and(|map| {
+        for hold in [Hold::Held, Hold::Leaving, Hold::Arriving, Hold::Gone] {
+            let own: Vec<_> = map.that_are(hold).map(Partition::get).collect();
+            if !own.is_empty() {
+                println!("    {}: partitions {}", hold.name(), ranges(&own));
+            }
+        }
+        map.each().any(|(_, holding)| holding.hold != Hold::Held)
+    });
+    if is_moving {
+        println!("    partitions are on their way: let `onrush db split` finish");
+    }
     for table in mysql::PARTITIONED {
         let own = partitions.iter().filter(|p| p.table == table);
         let text: Vec<_> = own.map(|p| format!("{} ~{}", p.name, p.rows)).collect();
@@ -181,5 +219,26 @@ fn tell(shard: DatabaseShard, name: &str, status: &SchemaStatus) -> u8 {
         println!("    {letters} dead letters: onrush persist dead-letters list");
         return 1;
     }
-    0
+    u8::from(is_moving)
+}
+
+/// Numbers that rise, as people write them: `0-7, 9`.
+pub fn ranges(numbers: &[u8]) -> String {
+    let runs = numbers.chunk_by(|a, b| a + 1 == *b);
+    let text = |run: &[u8]| match run {
+        [one] => one.to_string(),
+        _ => format!("{}-{}", run[0], run[run.len() - 1]),
+    };
+    runs.map(text).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_told_in_runs() {
+        assert_eq!(ranges(&[0, 1, 2, 4, 7, 8]), "0-2, 4, 7-8");
+        assert_eq!(ranges(&[]), "");
+    }
 }

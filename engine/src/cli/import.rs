@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -15,15 +16,18 @@ use super::AdminUrl;
 use super::admin::{Answer, block_on, send};
 
 const CHUNK_LEN: usize = 256 * 1024;
+const TICK: Duration = Duration::from_millis(100);
 
 pub fn members(file: &Path, skip_bad_rows: bool, node: &AdminUrl) -> anyhow::Result<ExitCode> {
     let source = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
     let length = source.metadata()?.len();
     let bar = ProgressBar::new(length).with_style(
-        ProgressStyle::with_template("{msg} [{bar:40}] {bytes}/{total_bytes} {eta}")?
+        ProgressStyle::with_template("{spinner} {msg} [{bar:40}] {bytes}/{total_bytes} {elapsed}")?
             .progress_chars("=> "),
     );
     bar.set_message("sending");
+    // It lives on while the node checks and applies, and says nothing meanwhile.
+    bar.enable_steady_tick(TICK);
     let path =
         if skip_bad_rows { "/v1/members:import?skip_bad_rows=true" } else { "/v1/members:import" };
     let sending = bar.clone();

@@ -9,6 +9,8 @@ mod import;
 mod journal;
 mod kafka;
 mod letters;
+mod split;
+mod stock;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,7 +45,9 @@ enum Command {
     #[command(after_help = "Examples:
   onrush serve
   onrush serve --data /srv/onrush --listen 127.0.0.1:8080 --admin 127.0.0.1:8081
-  onrush serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 --ready-file /run/onrush.addr")]
+  onrush serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 --ready-file /run/onrush.addr
+  # Node b of the settings' cluster, whose file all nodes share:
+  ONRUSH__CLUSTER__SELF=b onrush serve --config /etc/onrush.toml")]
     Serve(ServeArgs),
     /// Write the database shards from Kafka, as one of any number of processes
     #[command(
@@ -57,10 +61,10 @@ Examples:
     )]
     Persist(PersistArgs),
     /// Make, check or read the Kafka topics
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: onrush kafka init --config config/onrush.toml")]
     Kafka(KafkaCommand),
     /// Bring members or a sale into a running node
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: onrush import members members.csv")]
     Import(ImportCommand),
     /// Check that everything adds up: journal, state and database shards
     #[command(after_help = "Exit codes: 0 all hold, 1 something does not, 2 could not look.
@@ -70,16 +74,21 @@ Examples:
   onrush audit --admin http://127.0.0.1:8081 --json
   # Kafka as well, and the database shards that the settings name:
   onrush audit --all --data ./data --config config/onrush.toml
-  onrush audit --all --admin http://127.0.0.1:8081")]
+  onrush audit --all --admin http://127.0.0.1:8081
+  # Every running node of the settings' cluster, and Redis between them:
+  onrush audit --all --config config/onrush.toml")]
     Audit(AuditArgs),
     /// Look into a data folder's journal
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: onrush journal verify --data ./data")]
     Journal(JournalCommand),
     /// The database shards: their schema, and how far they are
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: onrush db migrate --config config/onrush.toml")]
     Db(DbCommand),
+    /// Pools of units in Redis, where nodes share one stock
+    #[command(subcommand, after_help = "Example: onrush stock inspect")]
+    Stock(StockCommand),
     /// Check or print the settings
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: onrush config print")]
     Config(ConfigCommand),
     /// Print a completion script for a shell
     #[command(after_help = "Example: onrush completions bash > /etc/bash_completion.d/onrush")]
@@ -127,7 +136,7 @@ struct PersistArgs {
 #[derive(Subcommand)]
 enum PersistCommand {
     /// Records that could not be applied, and those that wait for them
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: onrush persist dead-letters list --data ./data")]
     DeadLetters(LettersCommand),
 }
 
@@ -237,14 +246,14 @@ enum ImportCommand {
 }
 
 #[derive(Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct AuditTarget {
-    /// A stopped node's data folder
+    /// A stopped node's data folder; more than once: all nodes, as one
     #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// A running node's admin listener
+    data: Vec<PathBuf>,
+    /// A running node's admin listener; more than once: all nodes, as one
     #[arg(long, value_name = "URL")]
-    admin: Option<String>,
+    admin: Vec<String>,
 }
 
 #[derive(Args)]
@@ -254,8 +263,9 @@ struct AuditArgs {
     /// Also compares Kafka, where the settings name it as the log
     #[arg(long)]
     all: bool,
-    /// Settings that say where a stopped node's database shards and Kafka are
-    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+    /// Settings that say which nodes there are, and where Redis, a stopped node's database shards
+    /// and Kafka are
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// One JSON document instead of text
     #[arg(long)]
@@ -321,6 +331,38 @@ Example: onrush db archive --before 2026-01 --to /srv/archive")]
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
     },
+    /// Move partitions of members to another database shard, while the sale and all others go on
+    #[command(after_help = "Add the new database's URL to store.mysql.urls, behind the others, run
+`onrush db migrate`, and restart nodes and persist processes with these settings: the new database
+shard holds nothing yet. Then this command stops the partitions, copies them, compares every row on
+both sides, and only then switches; members of these partitions are stored a little later, all
+others as ever. Killed at any moment, the same command (or one without arguments) goes on where it
+was. A partition is 128 slots of members; `onrush db status` tells which database shard holds which.
+
+Exit codes: 0 done, 1 something does not hold and nothing was switched, 2 a database could not be
+reached.
+
+Examples:
+  onrush db split --to 2 --partitions 0-7,16-23
+  onrush db split --to 2 --slots 0-1023
+  onrush db split                      finish what was interrupted
+  onrush db split --abandon            take back what is not switched yet")]
+    Split {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The database shard that they go to
+        #[arg(long, value_name = "N", requires = "what")]
+        to: Option<u8>,
+        /// Which partitions, 0 to 31
+        #[arg(long, value_name = "LIST", group = "what", requires = "to")]
+        partitions: Option<String>,
+        /// The same by slots, 0 to 4095: ranges of whole partitions
+        #[arg(long, value_name = "LIST", group = "what", requires = "to")]
+        slots: Option<String>,
+        /// Take back what is under way and not switched yet
+        #[arg(long, conflicts_with_all = ["to", "partitions", "slots"])]
+        abandon: bool,
+    },
     /// Tell the schema's version, partitions, watermarks and dead letters
     #[command(
         after_help = "Exit codes: 0 good, 1 something needs a hand, 2 one could not be reached.
@@ -330,6 +372,49 @@ Example: onrush db status --config config/onrush.toml"
     Status {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum StockCommand {
+    /// Show what Redis knows of items: pools, epochs, and each journal's counters
+    #[command(after_help = "Exit codes: 0 every pool is open, 1 one waits for something, 2 Redis
+could not be reached.
+
+Examples:
+  onrush stock inspect --config config/onrush.toml
+  onrush stock inspect --sale spring --sku kettle --json")]
+    Inspect {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[arg(long, value_name = "SALE")]
+        sale: Option<String>,
+        #[arg(long, value_name = "SKU")]
+        sku: Option<String>,
+        /// An array of pools, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make pools anew from what the nodes' journals report: all, a sale's, or one
+    #[command(after_help = "For when Redis' counters are in doubt: data was restored or edited by
+hand. A pool that lost its server or its writes is rebuilt without this. Until every journal has
+reported, nothing is granted, and nodes sell what they hold; nothing is oversold or lost.
+
+Exit codes: 0 open again, 1 it still waits for what was printed, 2 no Redis or no such pool.
+
+Examples:
+  onrush stock rebuild --config config/onrush.toml
+  onrush stock rebuild --sale spring --sku kettle")]
+    Rebuild {
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[arg(long, value_name = "SALE")]
+        sale: Option<String>,
+        #[arg(long, value_name = "SKU")]
+        sku: Option<String>,
+        /// How long to look on
+        #[arg(long, value_name = "MS", default_value_t = 10_000)]
+        wait_ms: u64,
     },
 }
 
@@ -375,11 +460,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Import(ImportCommand::Sale { file, node }) => import::sale(&file, &node),
         Command::Audit(AuditArgs { target, all, config, json }) => {
-            match (target.data, target.admin) {
-                (Some(dir), _) => audit::offline(&dir, config.as_deref(), all, json),
-                (None, Some(url)) => audit::live(&url, all, json),
-                (None, None) => unreachable!("clap requires one of the two"),
-            }
+            audit::run(&target.data, &target.admin, config.as_deref(), all, json)
         }
         Command::Journal(JournalCommand::Inspect { data, from, limit }) => {
             journal::inspect(&data, from, limit)
@@ -391,7 +472,18 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Db(DbCommand::Archive { config, before, to }) => {
             db::archive(config.as_deref(), &before, &to)
         }
+        Command::Db(DbCommand::Split { config, to, partitions, slots, abandon }) => {
+            crash::arm_from_env().map_err(anyhow::Error::msg)?;
+            let wanted = split::Wanted { to, partitions, slots };
+            split::split(config.as_deref(), &wanted, abandon)
+        }
         Command::Db(DbCommand::Status { config }) => db::status(config.as_deref()),
+        Command::Stock(StockCommand::Inspect { config, sale, sku, json }) => {
+            stock::inspect(config.as_deref(), sale.as_deref(), sku.as_deref(), json)
+        }
+        Command::Stock(StockCommand::Rebuild { config, sale, sku, wait_ms }) => {
+            stock::rebuild(config.as_deref(), sale.as_deref(), sku.as_deref(), wait_ms)
+        }
         Command::Config(ConfigCommand::Check { config }) => {
             Config::load(config.as_deref(), Overrides::default())?;
             println!("The settings are good.");

@@ -5,20 +5,22 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LOCATION};
 use hyper::http::request::Parts;
+use hyper::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use super::body::{self, BODY_LEN_MAX};
+use super::cluster::units;
+use super::everywhere::{Gathered, gathered, told};
 use super::identity::parse_member;
 use super::json;
 use super::members;
 use super::parse::{self, EmptyBody, Noted, PointsBody, StockBody};
-use super::problem::{Help, Kind, Problem};
+use super::problem::{Help, Kind, Problem, write_missed};
 use super::redeem::{refused, write_view};
-use super::redemptions::{ask, optional_body, redemption_id};
+use super::redemptions::{ask, find, redemption_id};
 use super::reply::{Label, Reply};
 use super::route::SaleStep;
 use super::sales::write_head;
@@ -28,7 +30,8 @@ use crate::kernel::control::{ControlCommand, ControlOutcome};
 use crate::kernel::definition::{DEFINITION_LEN_MAX, SaleDefinition};
 use crate::kernel::record::{AdminNote, SaleChange};
 use crate::shard::catalog::SaleEntry;
-use crate::units::{KeyHash, MemberId, Points, Quantity};
+use crate::telemetry::figures::LeaseFigures;
+use crate::units::{ItemIndex, KeyHash, MemberId, Points, Quantity};
 
 /// A sale's definition is an import: one of the largest must pass, with some air around it.
 const DEFINITION_BODY_LEN_MAX: usize = 2 * DEFINITION_LEN_MAX;
@@ -40,27 +43,34 @@ pub async fn define_sale(
     body: &mut Incoming,
 ) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
-    let (definition, note) =
-        noted::<SaleDefinition>(worker, parts, body, DEFINITION_BODY_LEN_MAX).await?;
+    let note = parse::admin_note(&parts.headers)?;
+    body::require_type(&parts.headers, "application/json")?;
+    let bytes = body::read(body, DEFINITION_BODY_LEN_MAX, worker.patience()).await?;
+    let (definition, note) = parse::json::<Noted<SaleDefinition>>(&bytes)?.split(note);
     let valid = definition.validate();
     let valid = valid.map_err(|e| Problem::with(Kind::Invalid, Help::Detail(sentence(&e))))?;
-    let id = valid.definition().id.clone();
-    let command = ControlCommand::DefineSale { sale: Arc::new(valid), note };
-    let status = match control(ready, command, None).await? {
-        ControlOutcome::Defined { replayed: true, .. } => StatusCode::OK,
-        _ => StatusCode::CREATED,
+    let here = async {
+        let id = valid.definition().id.clone();
+        let is_home = worker.shared.cluster.is_home(&id);
+        let command = ControlCommand::DefineSale { sale: Arc::new(valid), is_home, note };
+        let status = match control(ready, command, None).await? {
+            ControlOutcome::Defined { replayed: true, .. } => StatusCode::OK,
+            _ => StatusCode::CREATED,
+        };
+        let sale = worker.sale(ready, &id)?;
+        let location = HeaderValue::try_from(format!("/v1/sales/{id}")).expect("an id is ASCII");
+        let reply = Reply::json(status, Label::Ok, view(worker, ready, &sale, None));
+        Ok(if status == StatusCode::CREATED { reply.header(LOCATION, location) } else { reply })
     };
-    let sale = worker.sale(ready, &id)?;
-    let location = HeaderValue::try_from(format!("/v1/sales/{id}")).expect("an id is ASCII");
-    let reply = Reply::json(status, Label::Ok, view(worker, ready, &sale));
-    Ok(if status == StatusCode::CREATED { reply.header(LOCATION, location) } else { reply })
+    told(worker, parts, bytes.clone(), here).await
 }
 
-/// `GET /v1/sales/{id}` on the admin listener: with the units in each state.
-pub fn sale(worker: &Worker, id: &str) -> Result<Reply, Problem> {
+/// `GET /v1/sales/{id}` on the admin listener: with the units in each state, over all nodes.
+pub async fn sale(worker: &Worker, id: &str, parts: &Parts) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
     let sale = worker.sale(ready, id)?;
-    Ok(Reply::ok(view(worker, ready, &sale)))
+    let others = gathered(worker, parts).await?;
+    Ok(Reply::ok(view(worker, ready, &sale, others.as_ref())))
 }
 
 /// `POST /v1/sales/{id}/open|pause|resume|close`
@@ -72,17 +82,22 @@ pub async fn step_sale(
     body: &mut Incoming,
 ) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
-    let note = noted_alone(worker, parts, body).await?;
-    let sale = worker.sale(ready, id)?;
+    let note = parse::admin_note(&parts.headers)?;
+    let bytes = body::read(body, BODY_LEN_MAX, worker.patience()).await?;
+    let note = note_alone(note, &parts.headers, &bytes)?;
     let change = match step {
         SaleStep::Open => SaleChange::Opened,
         SaleStep::Pause => SaleChange::Paused,
         SaleStep::Resume => SaleChange::Resumed,
         SaleStep::Close => SaleChange::Ended,
     };
-    let command = ControlCommand::Change { sale: sale.index, change, note };
-    control(ready, command, Some(&sale)).await?;
-    Ok(Reply::ok(view(worker, ready, &sale)))
+    let here = async {
+        let sale = worker.sale(ready, id)?;
+        let command = ControlCommand::Change { sale: sale.index, change, note };
+        control(ready, command, Some(&sale)).await?;
+        Ok(Reply::ok(view(worker, ready, &sale, None)))
+    };
+    told(worker, parts, bytes, here).await
 }
 
 /// `POST /v1/sales/{id}/items/{sku}/stock`, keyed
@@ -176,8 +191,7 @@ pub async fn member(worker: &Worker, member: &str) -> Result<Reply, Problem> {
 pub async fn redemption(worker: &Worker, id: &str) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
     let id = redemption_id(id)?;
-    let (view, _) = ask(ready, Command::ReadRedemption { member: None, id }).await?;
-    show(ready, &view)
+    show(ready, &find(worker, ready, None, id).await?)
 }
 
 /// `POST /v1/redemptions/{id}/reverse`, keyed
@@ -243,11 +257,16 @@ async fn noted_alone(
     body: &mut Incoming,
 ) -> Result<AdminNote, Problem> {
     let note = parse::admin_note(&parts.headers)?;
-    let noted: Option<Noted<EmptyBody>> = optional_body(worker, parts, body).await?;
-    Ok(match noted {
-        Some(noted) => noted.split(note).1,
-        None => note,
-    })
+    let bytes = body::read(body, BODY_LEN_MAX, worker.patience()).await?;
+    note_alone(note, &parts.headers, &bytes)
+}
+
+fn note_alone(note: AdminNote, headers: &HeaderMap, bytes: &[u8]) -> Result<AdminNote, Problem> {
+    if bytes.is_empty() {
+        return Ok(note);
+    }
+    body::require_type(headers, "application/json")?;
+    Ok(parse::json::<Noted<EmptyBody>>(bytes)?.split(note).1)
 }
 
 fn admin_key(parts: &Parts) -> Result<KeyHash, Problem> {
@@ -267,7 +286,13 @@ fn sentence(error: &impl std::fmt::Display) -> String {
     format!("{first}{}.", chars.as_str())
 }
 
-fn view(worker: &Worker, ready: &Ready, sale: &SaleEntry) -> bytes::Bytes {
+/// A sale with its units here and, where they were asked, on the other nodes.
+fn view(
+    worker: &Worker,
+    ready: &Ready,
+    sale: &SaleEntry,
+    others: Option<&Gathered>,
+) -> bytes::Bytes {
     let mut out = BytesMut::with_capacity(1024);
     json::raw(&mut out, r#"{"now":"#);
     json::time(&mut out, ready.core.now());
@@ -275,8 +300,6 @@ fn view(worker: &Worker, ready: &Ready, sale: &SaleEntry) -> bytes::Bytes {
     write_head(&mut out, sale);
     json::raw(&mut out, r#","items":["#);
     for (at, (item, definition)) in sale.items().zip(&sale.definition().items).enumerate() {
-        let stock = &ready.core.stock;
-        let figures = worker.shared.figures.item(item);
         json::raw(&mut out, if at == 0 { r#"{"sku":""# } else { r#",{"sku":""# });
         json::raw(&mut out, &definition.sku);
         json::raw(&mut out, r#"","name":"#);
@@ -285,21 +308,69 @@ fn view(worker: &Worker, ready: &Ready, sale: &SaleEntry) -> bytes::Bytes {
         json::number(&mut out, definition.points.get());
         json::raw(&mut out, r#","limit_per_member":"#);
         json::number(&mut out, u64::from(definition.limit_per_member.get()));
-        for (name, units) in [
-            (r#","total":"#, stock.total(item)),
-            (r#","free":"#, stock.line(item).free()),
-            (r#","held":"#, figures.held),
-            (r#","confirmed":"#, figures.confirmed),
-        ] {
+        for (name, units) in summed(worker, ready, sale, (at, item), others) {
+            json::raw(&mut out, ",\"");
             json::raw(&mut out, name);
+            json::raw(&mut out, "\":");
             json::number(&mut out, units);
         }
+        let is_sold_out = ready.core.stock.is_sold_out_finally(item)
+            && others.is_none_or(|others| {
+                others.answers.iter().all(|(_, value)| value["items"][at]["sold_out"] == true)
+            });
         json::raw(&mut out, r#","sold_out":"#);
-        json::raw(&mut out, if stock.is_sold_out_finally(item) { "true" } else { "false" });
+        json::raw(&mut out, if is_sold_out { "true" } else { "false" });
+        let lease = worker.shared.figures.lease(item).filter(|lease| lease.is_shared);
+        if let Some(lease) = lease {
+            write_lease(&mut out, &lease);
+        }
         json::raw(&mut out, "}");
     }
-    json::raw(&mut out, "]}");
+    json::raw(&mut out, "]");
+    if let Some(others) = others {
+        json::raw(&mut out, ",");
+        write_missed(&mut out, "nodes_missed", &others.missed);
+    }
+    json::raw(&mut out, "}");
     out.freeze()
+}
+
+/// This node's lease of an item whose pool nodes share.
+fn write_lease(out: &mut BytesMut, lease: &LeaseFigures) {
+    json::raw(out, r#","lease":{"state":""#);
+    json::raw(out, lease.phase);
+    json::raw(out, "\"");
+    for (name, figure) in lease.fields() {
+        json::raw(out, ",\"");
+        json::raw(out, name);
+        json::raw(out, "\":");
+        json::number(out, figure);
+    }
+    json::raw(out, "}");
+}
+
+/// An item's units over the nodes that answered; the total as its home knows it.
+fn summed(
+    worker: &Worker,
+    ready: &Ready,
+    sale: &SaleEntry,
+    (at, item): (usize, ItemIndex),
+    others: Option<&Gathered>,
+) -> [(&'static str, u64); 4] {
+    let mut sums = units(worker, ready, item);
+    let Some((others, map)) = others.zip(worker.shared.cluster.map()) else { return sums };
+    let home = map.home(&sale.definition().id);
+    for (node, value) in &others.answers {
+        for (name, sum) in &mut sums {
+            let there = value["items"][at][*name].as_u64().unwrap_or(0);
+            match *name {
+                "total" if *node == home => *sum = there,
+                "total" => {}
+                _ => *sum = sum.saturating_add(there),
+            }
+        }
+    }
+    sums
 }
 
 fn show(ready: &Ready, view: &RedemptionView) -> Result<Reply, Problem> {

@@ -31,12 +31,14 @@ use super::cells::Cells;
 use super::history::History;
 use super::link::{Closing, LinkIo, Patience, Serving};
 use super::metrics::Scrape;
+use super::peers;
 use super::route::Surface;
 use super::serve::serve;
 use super::spool;
 use super::worker::{Audit, Shared, Worker};
 use crate::clock::Clock;
-use crate::config::HttpConfig;
+use crate::cluster::nodes::Cluster;
+use crate::config::{ClusterConfig, HttpConfig};
 use crate::shard::core::NodeView;
 use crate::telemetry::figures::NodeFigures;
 
@@ -66,6 +68,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the door needs of the node.
 pub struct DoorParts {
+    /// The nodes that this one is among, and how it deals with them; its secret is read already.
+    pub cluster: Arc<Cluster>,
+    pub cluster_config: ClusterConfig,
     pub view: Arc<NodeView>,
     pub clock: Arc<dyn Clock>,
     pub figures: Arc<dyn NodeFigures>,
@@ -125,15 +130,31 @@ impl BoundDoor {
 
     /// Starts the threads.
     pub fn serve(self, parts: DoorParts) -> Result<Door, DoorError> {
-        let DoorParts { view, clock, figures, audit, history, spool } = parts;
+        let DoorParts { view, clock, figures, audit, history, spool, cluster, cluster_config } =
+            parts;
         spool::clear(&spool).map_err(|error| DoorError::Spool { path: spool.clone(), error })?;
         raise_file_limit(self.config.connections_max);
         let workers = self.config.workers;
         let cells: Vec<Arc<Cells>> = (0..=workers).map(|_| Arc::default()).collect();
-        let scrape = Scrape::new(Arc::clone(&view), Arc::clone(&figures), cells.clone());
+        let scrape = Scrape::new(
+            Arc::clone(&view),
+            Arc::clone(&figures),
+            cells.clone(),
+            Arc::clone(&cluster),
+        );
         let config = self.config;
-        let shared =
-            Arc::new(Shared { config, view, clock, figures, audit, history, spool, scrape });
+        let shared = Arc::new(Shared {
+            config,
+            cluster,
+            cluster_config,
+            view,
+            clock,
+            figures,
+            audit,
+            history,
+            spool,
+            scrape,
+        });
         let (phase, _) = watch::channel(Phase::Serving);
         let connections = Arc::new(AtomicUsize::new(0));
         let mut door = Door {
@@ -277,6 +298,11 @@ impl Thread {
     async fn run(self) {
         let worker = Rc::new(Worker::new(self.shared, self.cells));
         tokio::task::spawn_local(sweep(Rc::clone(&worker)));
+        if self.ends_at == Phase::Stopping
+            && let Some(peers) = &worker.peers
+        {
+            tokio::task::spawn_local(peers::watch(Rc::clone(peers)));
+        }
         let accepting: Vec<_> = self
             .listeners
             .into_iter()

@@ -1,22 +1,27 @@
-//! What lies in the database shards: a member's points statement, an item's redemptions.
+//! What lies in the database shards: a member's points statement, an item's redemptions, and those
+//! of a member's that memory has forgotten.
 //!
 //! The databases are behind the sale and may be away; what they say is asked for elsewhere
 //! ([`History`]), never on a worker's thread. A member's own writes are never missing: the answer
 //! waits until the rows it is read from have them, or is a 503.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use hyper::http::request::Parts;
 use tokio::sync::oneshot;
 
+use super::everywhere::{join, not_reached, others};
 use super::json;
 use super::members;
+use super::misrouted::elements;
 use super::parse;
-use super::problem::{Kind, Problem};
+use super::peers::{self, Peers, Side};
+use super::problem::{Kind, NodeMissed, Problem};
 use super::redemptions::parse_limit;
 use super::reply::Reply;
 use super::worker::Worker;
-use crate::kernel::command::{Command, RedemptionState};
-use crate::units::{ItemIndex, MemberId, NodeTime, Points, Quantity, RedemptionId};
+use crate::cluster::map::NodeIndex;
+use crate::kernel::command::{Command, RedemptionState, RedemptionView};
+use crate::units::{ItemIndex, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId};
 
 /// Entries on one page, where nothing is said.
 const LIMIT_DEFAULT: u16 = 20;
@@ -33,8 +38,35 @@ pub struct Cursor {
 /// What is asked of the database shards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Question {
-    Statement { member: MemberId, before: Option<Cursor>, limit: u16 },
-    OfItem { item: ItemIndex, before: Option<RedemptionId>, limit: u16 },
+    Statement {
+        member: MemberId,
+        before: Option<Cursor>,
+        limit: u16,
+    },
+    /// A member's redemptions, newest first. `forgotten_sales`, here and below: what memory said
+    /// of the slot just before.
+    Redemptions {
+        member: MemberId,
+        before: Option<RedemptionId>,
+        limit: u16,
+        forgotten_sales: u64,
+    },
+    /// The newest redemption that a request key began.
+    ByKey {
+        member: MemberId,
+        key: KeyHash,
+        forgotten_sales: u64,
+    },
+    /// One redemption, whosever it is.
+    One {
+        id: RedemptionId,
+        forgotten_sales: u64,
+    },
+    OfItem {
+        item: ItemIndex,
+        before: Option<RedemptionId>,
+        limit: u16,
+    },
 }
 
 /// A move of a member's points, as its own account saw it.
@@ -47,22 +79,35 @@ pub struct Entry {
     pub redemption: Option<RedemptionId>,
 }
 
-/// A redemption, for whoever ships it.
+/// A redemption as it is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Shipped {
+pub struct Stored {
     pub id: RedemptionId,
     pub member: MemberId,
+    pub item: ItemIndex,
     pub quantity: Quantity,
     pub points: Points,
     pub state: RedemptionState,
+    /// When the hold ends, or would have; zero where there was none.
+    pub expires_at: NodeTime,
     pub updated_at: NodeTime,
+}
+
+impl Stored {
+    /// As its member sees it, with the free points of now.
+    pub fn view(&self, balance: Points) -> RedemptionView {
+        let Self { id, member, item, quantity, points, state, expires_at, .. } = *self;
+        RedemptionView { id, member, item, quantity, points, state, balance, expires_at }
+    }
 }
 
 /// What the database shards said.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Answer {
     Statement(Vec<Entry>),
-    OfItem(Vec<Shipped>),
+    OfItem(Vec<Stored>),
+    /// Of a member, by a key, or one; newest first.
+    Redemptions(Vec<Stored>),
     /// They do not answer, or are too far behind.
     Unavailable,
 }
@@ -77,6 +122,16 @@ pub trait History: Send + Sync {
 
     /// The same, of members that are not named.
     fn note_writes(&self);
+}
+
+/// A member's redemptions, or one, as they are stored.
+///
+/// Errors: the databases do not answer, or have not got that far.
+pub async fn redemptions(worker: &Worker, question: Question) -> Result<Vec<Stored>, Problem> {
+    match ask(worker, question).await? {
+        Answer::Redemptions(rows) => Ok(rows),
+        _ => Err(Kind::Internal.into()),
+    }
 }
 
 async fn ask(worker: &Worker, question: Question) -> Result<Answer, Problem> {
@@ -148,25 +203,80 @@ pub async fn of_item(
     let Answer::OfItem(rows) = ask(worker, question).await? else {
         return Err(Kind::Internal.into());
     };
-    let mut out = BytesMut::with_capacity(32 + 240 * rows.len());
-    json::raw(&mut out, r#"{"redemptions":["#);
-    for (at, row) in rows.iter().enumerate() {
-        json::raw(&mut out, if at > 0 { r#",{"id":""# } else { r#"{"id":""# });
-        json::id(&mut out, row.id);
-        json::raw(&mut out, r#"","member":""#);
-        json::number(&mut out, row.member.get());
-        json::raw(&mut out, r#"","quantity":"#);
-        json::number(&mut out, u64::from(row.quantity.get()));
-        json::raw(&mut out, r#","points":"#);
-        json::number(&mut out, row.points.get());
-        json::raw(&mut out, r#","state":""#);
-        json::raw(&mut out, row.state.name());
-        json::raw(&mut out, r#"","updated_at":"#);
-        json::time(&mut out, row.updated_at);
-        json::raw(&mut out, "}");
+    let mut rows: Vec<(RedemptionId, BytesMut)> =
+        rows.iter().map(|row| (row.id, write_stored(row))).collect();
+    if let Some((peers, nodes)) = others(worker, &parts.headers)? {
+        rows.extend(of_item_elsewhere(peers, &nodes, parts).await?);
+        rows.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
+        rows.truncate(usize::from(limit));
     }
-    json::raw(&mut out, "]}");
+    // Every node's page, and so theirs together, is short only where it is the last.
+    let next = rows.last().map(|(id, _)| *id).filter(|_| rows.len() == usize::from(limit));
+    let mut out = BytesMut::with_capacity(80 + 240 * rows.len());
+    json::raw(&mut out, r#"{"redemptions":["#);
+    for (at, (_, row)) in rows.into_iter().enumerate() {
+        json::raw(&mut out, if at > 0 { "," } else { "" });
+        out.unsplit(row);
+    }
+    json::raw(&mut out, "]");
+    if let Some(id) = next {
+        json::raw(&mut out, r#","next":""#);
+        json::id(&mut out, id);
+        json::raw(&mut out, r#"""#);
+    }
+    json::raw(&mut out, "}");
     Ok(Reply::ok(out.freeze()))
+}
+
+fn write_stored(row: &Stored) -> BytesMut {
+    let mut out = BytesMut::with_capacity(240);
+    json::raw(&mut out, r#"{"id":""#);
+    json::id(&mut out, row.id);
+    json::raw(&mut out, r#"","member":""#);
+    json::number(&mut out, row.member.get());
+    json::raw(&mut out, r#"","quantity":"#);
+    json::number(&mut out, u64::from(row.quantity.get()));
+    json::raw(&mut out, r#","points":"#);
+    json::number(&mut out, row.points.get());
+    json::raw(&mut out, r#","state":""#);
+    json::raw(&mut out, row.state.name());
+    json::raw(&mut out, r#"","updated_at":"#);
+    json::time(&mut out, row.updated_at);
+    json::raw(&mut out, "}");
+    out
+}
+
+/// The same page of every other node: an item's redemptions lie where its members do.
+///
+/// Errors: a page without some node's rows would look whole, so there is none.
+async fn of_item_elsewhere(
+    peers: &Peers,
+    nodes: &[NodeIndex],
+    parts: &Parts,
+) -> Result<Vec<(RedemptionId, BytesMut)>, Problem> {
+    let ask = peers.ask_of(Side::Admin, parts, Bytes::new());
+    let answers = join(nodes.iter().map(|&node| peers.send(node, &ask))).await;
+    let (mut rows, mut missed) = (Vec::new(), Vec::new());
+    for (&node, answer) in nodes.iter().zip(answers) {
+        let there = match answer {
+            Ok(answer) => rows_of(&answer).ok_or_else(|| answer.code()),
+            Err(problem) => Err(problem.kind.code().to_owned()),
+        };
+        match there {
+            Ok(there) => rows.extend(there),
+            Err(code) => missed.push(NodeMissed { node: peers.name(node).to_owned(), code }),
+        }
+    }
+    if missed.is_empty() { Ok(rows) } else { Err(not_reached(missed)) }
+}
+
+/// The rows of a page, each with its id.
+fn rows_of(answer: &peers::Answer) -> Option<Vec<(RedemptionId, BytesMut)>> {
+    let value = answer.json()?;
+    let rows = elements(&answer.body, "redemptions")?;
+    let ids = value["redemptions"].as_array()?.iter();
+    let ids = ids.map(|row| row["id"].as_str().and_then(RedemptionId::parse));
+    ids.zip(rows).map(|(id, row)| Some((id?, BytesMut::from(row)))).collect()
 }
 
 /// `before` and `limit` of a query.

@@ -3,8 +3,12 @@
 //! Spooled first, checked whole, then applied through the shards with many commands in flight;
 //! answered when all of it is durable. An existing account is left as it is, so a run that was
 //! cut off is completed by running it again.
+//!
+//! With other nodes the rows are dealt out by their members' slots: each node's rows are sent to it
+//! in pieces, while this node opens its own. A node that fails is named, and the run is repeated.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,16 +21,22 @@ use hyper::http::request::Parts;
 use tokio::sync::mpsc;
 
 use super::body::require_type;
+use super::everywhere::{join, not_reached, others};
 use super::json;
 use super::parse;
-use super::problem::{Help, Kind, Problem};
+use super::peers::{Peers, Side};
+use super::problem::{Help, Kind, NodeMissed, Problem};
 use super::reply::{Body, Reply};
 use super::spool::{Checked, Row, Spool};
 use super::worker::{Ready, Worker};
+use crate::cluster::map::NodeIndex;
+use crate::cluster::nodes::Cluster;
 use crate::kernel::command::{Command, Outcome};
 use crate::kernel::control::ControlCommand;
+use crate::kernel::record::AdminNote;
 use crate::shard::gate::Unavailable;
 use crate::shard::port::Pending;
+use crate::units::{KeyHash, MemberId, Slot};
 
 /// Commands in flight at once: enough to fill a sync, and less than what a port may have out.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -53,10 +63,29 @@ pub async fn import(worker: &Worker, parts: &Parts, body: &mut Incoming) -> Resu
         problem.write_open(&mut open);
         return Ok(naming(problem.into(), open, spool));
     }
-    let (opened, existing) = apply(ready, Arc::clone(&spool)).await?;
+    let Counts { opened, existing } = match others(worker, &parts.headers)? {
+        None => {
+            let own = Rows { cluster: Arc::clone(&worker.shared.cluster), of: None };
+            let here = apply(ready, Arc::clone(&spool), own).await?;
+            note_import(ready, here, content, note).await?;
+            here
+        }
+        Some((peers, nodes)) => {
+            let rows = |node| Rows { cluster: Arc::clone(&worker.shared.cluster), of: Some(node) };
+            let here = async {
+                let own = rows(peers.map().me());
+                let here = apply(ready, Arc::clone(&spool), own).await?;
+                note_import(ready, here, content, note).await?;
+                Ok::<_, Problem>(here)
+            };
+            let there = join(nodes.iter().map(async |&node| {
+                apply_there(peers, node, parts, Arc::clone(&spool), rows(node)).await
+            }));
+            let (here, there) = tokio::join!(here, there);
+            sum(peers, here?, nodes.into_iter().zip(there))?
+        }
+    };
     tracing::info!(rows, opened, existing, skipped = bad_count, "import applied");
-    let command = ControlCommand::Imported { rows, opened, existing, content, note };
-    ready.core.control(command).await?;
     let mut out = BytesMut::with_capacity(128);
     for (name, count) in [
         (r#"{"rows":"#, rows),
@@ -73,6 +102,121 @@ pub async fn import(worker: &Worker, parts: &Parts, body: &mut Incoming) -> Resu
     json::raw(&mut out, r#","errors":[]}"#);
     Ok(Reply::ok(out.freeze()))
 }
+
+/// Accounts that were opened, and those that were there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Counts {
+    opened: u64,
+    existing: u64,
+}
+
+/// Which rows of a file: a node's, or (`None`) all, which must be this node's then.
+struct Rows {
+    cluster: Arc<Cluster>,
+    of: Option<NodeIndex>,
+}
+
+impl Rows {
+    fn has(&self, member: MemberId) -> bool {
+        let owner = self.cluster.map().map(|map| map.owner(Slot::of(member)));
+        self.of.is_none() || self.of == owner
+    }
+}
+
+/// Writes down what was opened on this node.
+async fn note_import(
+    ready: &Ready,
+    here: Counts,
+    content: KeyHash,
+    note: AdminNote,
+) -> Result<(), Problem> {
+    let Counts { opened, existing } = here;
+    let rows = opened + existing;
+    let command = ControlCommand::Imported { rows, opened, existing, content, note };
+    ready.core.control(command).await.map(drop).map_err(Into::into)
+}
+
+/// All nodes' counts.
+///
+/// Errors: `nodes-not-reached`, with those that did not take all of theirs.
+fn sum(
+    peers: &Peers,
+    here: Counts,
+    there: impl Iterator<Item = (NodeIndex, Result<Counts, ImportFailure>)>,
+) -> Result<Counts, Problem> {
+    let (mut sum, mut missed) = (here, Vec::new());
+    for (node, counts) in there {
+        match counts {
+            Ok(Counts { opened, existing }) => {
+                sum.opened += opened;
+                sum.existing += existing;
+            }
+            Err(ImportFailure::Here(problem)) => return Err(problem),
+            Err(ImportFailure::There(code)) => {
+                missed.push(NodeMissed { node: peers.name(node).to_owned(), code });
+            }
+        }
+    }
+    if missed.is_empty() { Ok(sum) } else { Err(not_reached(missed)) }
+}
+
+/// Why a node's rows were not all applied.
+enum ImportFailure {
+    /// The spool cannot be read.
+    Here(Problem),
+    /// The code of what the node answered.
+    There(String),
+}
+
+/// Sends a node its rows, piece by piece.
+async fn apply_there(
+    peers: &Peers,
+    node: NodeIndex,
+    parts: &Parts,
+    spool: Arc<Spool>,
+    rows: Rows,
+) -> Result<Counts, ImportFailure> {
+    let (reader, mut batches) = read_rows(spool, rows);
+    let send_all = async {
+        let mut counts = Counts::default();
+        let mut is_over = false;
+        while !is_over {
+            let mut csv = String::from(CSV_HEAD);
+            while !is_over && csv.len() < CSV_PIECE_LEN {
+                let Some(batch) = batches.recv().await else {
+                    is_over = true;
+                    continue;
+                };
+                for Row { member, points, .. } in batch {
+                    let _ = writeln!(csv, "{member},{points}");
+                }
+            }
+            if csv.len() == CSV_HEAD.len() {
+                continue;
+            }
+            let mut ask = peers.ask_of(Side::Admin, parts, Bytes::from(csv));
+            parts.uri.path().clone_into(&mut ask.path);
+            ask.patience = ask.patience.max(PIECE_PATIENCE);
+            let failed = |problem: Problem| ImportFailure::There(problem.kind.code().to_owned());
+            let answer = peers.send(node, &ask).await.map_err(failed)?;
+            let value = answer.json().ok_or_else(|| ImportFailure::There(answer.code()))?;
+            counts.opened += value["opened"].as_u64().unwrap_or(0);
+            counts.existing += value["existing"].as_u64().unwrap_or(0);
+        }
+        Ok(counts)
+    };
+    let (read, counts) = tokio::join!(reader, send_all);
+    // A reader that nobody listens to any more ends without a fault of its own.
+    let counts = counts?;
+    read.map_err(ImportFailure::Here)?;
+    Ok(counts)
+}
+
+const CSV_HEAD: &str = "member,points\n";
+/// Bytes of rows that another node is sent at once: each piece is an import of its own there.
+const CSV_PIECE_LEN: usize = 4 << 20;
+/// How long another node may take for one piece.
+const PIECE_PATIENCE: Duration = Duration::from_mins(1);
 
 /// An answer that goes on with every bad line, however many: they are read from the spool as the
 /// caller takes them. `open` is its body up to there.
@@ -154,13 +298,20 @@ async fn receive(worker: &Worker, body: &mut Incoming) -> Result<Spool, Problem>
     .await
 }
 
-/// Opens the accounts; gives how many were opened, and how many were there.
-async fn apply(ready: &Ready, spool: Arc<Spool>) -> Result<(u64, u64), Problem> {
-    let (sender, mut batches) = mpsc::channel::<Vec<Row>>(4);
+/// Reads rows ahead, off this thread.
+fn read_rows(
+    spool: Arc<Spool>,
+    rows: Rows,
+) -> (impl Future<Output = Result<(), Problem>>, mpsc::Receiver<Vec<Row>>) {
+    let (sender, batches) = mpsc::channel::<Vec<Row>>(4);
     let reader = blocking(move || {
         let mut batch = Vec::with_capacity(ROWS_AHEAD);
         for row in spool.good_rows()? {
-            batch.push(row?);
+            let row = row?;
+            if !rows.has(row.member) {
+                continue;
+            }
+            batch.push(row);
             if batch.len() == ROWS_AHEAD {
                 let full = std::mem::replace(&mut batch, Vec::with_capacity(ROWS_AHEAD));
                 if sender.blocking_send(full).is_err() {
@@ -172,10 +323,22 @@ async fn apply(ready: &Ready, spool: Arc<Spool>) -> Result<(u64, u64), Problem> 
         let _ = sender.blocking_send(batch);
         Ok(())
     });
+    (reader, batches)
+}
+
+/// Opens this node's accounts.
+///
+/// Errors: `wrong-node`: another node sent a row that this one does not own.
+async fn apply(ready: &Ready, spool: Arc<Spool>, rows: Rows) -> Result<Counts, Problem> {
+    let cluster = Arc::clone(&rows.cluster);
+    let (reader, mut batches) = read_rows(spool, rows);
     let open_all = async move {
         let mut opening = Opening::default();
         while let Some(batch) = batches.recv().await {
             for row in batch {
+                if !cluster.owns(Slot::of(row.member)) {
+                    return Err(Kind::WrongNode.into());
+                }
                 opening.open(ready, row).await?;
             }
         }
@@ -183,7 +346,8 @@ async fn apply(ready: &Ready, spool: Arc<Spool>) -> Result<(u64, u64), Problem> 
     };
     let (read, counts) = tokio::join!(reader, open_all);
     read?;
-    counts
+    let (opened, existing) = counts?;
+    Ok(Counts { opened, existing })
 }
 
 /// Accounts on their way.
@@ -222,7 +386,7 @@ impl Opening {
             Outcome::Account { replayed: false, .. } => self.opened += 1,
             Outcome::Account { replayed: true, .. } => self.existing += 1,
             Outcome::Refused(refusal) => return Err(Kind::from(refusal.code).into()),
-            Outcome::Redemption { .. } | Outcome::Redemptions(_) => {
+            Outcome::Redemption { .. } | Outcome::Redemptions { .. } => {
                 unreachable!("an account was opened")
             }
         }

@@ -23,7 +23,7 @@ pub async fn ask(ready: &Ready, command: Command) -> Result<(AccountView, bool),
     match ready.port.submit(command)?.await {
         Outcome::Account { view, replayed } => Ok((view, replayed)),
         Outcome::Refused(refusal) => Err(refused(ready, None, None, refusal)),
-        Outcome::Redemption { .. } | Outcome::Redemptions(_) => {
+        Outcome::Redemption { .. } | Outcome::Redemptions { .. } => {
             unreachable!("an account was asked for")
         }
     }

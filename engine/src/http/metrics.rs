@@ -11,6 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::cells::{Cells, Sums};
+use crate::cluster::nodes::{Cluster, Health};
 use crate::shard::core::{Core, NodeView};
 use crate::telemetry::figures::{NodeFigures, PersistFigures};
 use crate::telemetry::histogram::Buckets;
@@ -20,6 +21,7 @@ pub struct Metrics {
     view: Arc<NodeView>,
     figures: Arc<dyn NodeFigures>,
     cells: Vec<Arc<Cells>>,
+    cluster: Arc<Cluster>,
 }
 
 impl fmt::Debug for Metrics {
@@ -132,6 +134,7 @@ impl Collector for Metrics {
             encode_shards(&mut out, core)?;
             self.encode_stock(&mut out, core)?;
         }
+        self.encode_cluster(&mut out)?;
         self.encode_parts(&mut out)
     }
 }
@@ -180,9 +183,30 @@ impl Metrics {
         )
     }
 
+    fn encode_cluster(&self, out: &mut Families<'_>) -> fmt::Result {
+        let Some(map) = self.cluster.map() else { return Ok(()) };
+        let help = "Version of the slot map that this node goes by";
+        out.gauge("cluster_map_version", help, None, map.version() as f64)?;
+        let peers = || map.others().map(|(node, of)| (self.cluster.peer(node), of.name.as_str()));
+        out.gauges(
+            "cluster_node_up",
+            "Whether the other node takes requests, as seen from here",
+            None,
+            peers().map(|(peer, name)| {
+                ([("node", name)], f64::from(u8::from(peer.health() == Health::Up)))
+            }),
+        )?;
+        out.counters(
+            "cluster_node_falls",
+            "Times the other node was found to be down",
+            peers().map(|(peer, name)| ([("node", name)], peer.falls())),
+        )
+    }
+
     fn encode_stock(&self, out: &mut Families<'_>, core: &Core) -> fmt::Result {
-        let mut units = Vec::new();
-        let mut totals = Vec::new();
+        let (mut units, mut totals) = (Vec::new(), Vec::new());
+        let (mut leases, mut opens, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut asks, mut dry) = (Vec::new(), Vec::new());
         let sales = core.catalog.sales();
         for sale in &sales {
             for item in sale.items() {
@@ -195,11 +219,35 @@ impl Metrics {
                     let labels = [("sale", id), ("sku", sku), ("state", state)];
                     units.push((labels, count as f64));
                 }
-                totals.push(([("sale", id), ("sku", sku)], core.stock.total(item) as f64));
+                let labels = [("sale", id), ("sku", sku)];
+                totals.push((labels, core.stock.total(item) as f64));
+                let Some(lease) = self.figures.lease(item) else { continue };
+                for (figure, count) in [
+                    ("granted", lease.granted),
+                    ("returned", lease.returned),
+                    ("pool", lease.pool),
+                    ("wanted", lease.wanted),
+                ] {
+                    let labels = [("sale", id), ("sku", sku), ("figure", figure)];
+                    leases.push((labels, count as f64));
+                }
+                opens.push((labels, f64::from(u8::from(lease.is_open))));
+                epochs.push((labels, f64::from(lease.epoch)));
+                asks.push((labels, lease.asks));
+                dry.push((labels, lease.dry_ms as f64 * MS));
             }
         }
         out.gauges("stock_units", "Units on this node, by state", None, units)?;
-        out.gauges("stock_total_units", "Units in the sale", None, totals)
+        out.gauges("stock_total_units", "Units in the sale", None, totals)?;
+        let help = "Units of the item's lease: granted and returned by this node, and the pool's";
+        out.gauges("stock_lease_units", help, None, leases)?;
+        let help = "Whether the item's pool takes asks of this node";
+        out.gauges("stock_lease_open", help, None, opens)?;
+        let help = "Epoch of the item's pool, as recorded here; 0: a node alone";
+        out.gauges("stock_lease_epoch", help, None, epochs)?;
+        out.counters("stock_asks", "Asks to the stock authority", asks)?;
+        let help = "Time in which units were asked for here and there were none";
+        out.gauges("stock_dry", help, Some(&Unit::Seconds), dry)
     }
 
     fn encode_parts(&self, out: &mut Families<'_>) -> fmt::Result {
@@ -242,6 +290,25 @@ impl Metrics {
             let help = "Whether nothing gets to Kafka just now";
             out.gauge("ship_held_up", help, None, f64::from(u8::from(ship.is_held_up)))?;
         }
+        if let Some(redis) = self.figures.stock_redis() {
+            let help = "Calls of scripts on Redis";
+            let calls = redis.calls.iter().map(|(script, count)| ([("script", *script)], *count));
+            out.counters("stock_redis_calls", help, calls)?;
+            let help = "Time that Redis took to answer";
+            out.histogram("stock_redis_duration", help, &Unit::Seconds, &redis.durations, NS)?;
+            let help = "Calls that Redis answered with an error, or whose connection broke";
+            out.counter("stock_redis_errors", help, redis.errors)?;
+            let help = "Calls that Redis did not answer in time";
+            out.counter("stock_redis_timeouts", help, redis.timeouts)?;
+            let help = "Calls given up because too many waited";
+            out.counter("stock_redis_turned_away", help, redis.turned_away)?;
+            let help = "Connections to Redis made since the start";
+            out.counter("stock_redis_links", help, redis.links)?;
+            let help = "News of pools heard";
+            out.counter("stock_redis_news", help, redis.news)?;
+            let help = "Whether Redis is connected";
+            out.gauge("stock_redis_up", help, None, f64::from(u8::from(redis.is_up)))?;
+        }
         if let Some(age) = self.figures.snapshot_age_ms() {
             let help = "Age of the newest snapshot";
             out.gauge("snapshot_age", help, Some(&Unit::Seconds), age as f64 * MS)?;
@@ -275,9 +342,14 @@ pub struct Scrape {
 }
 
 impl Scrape {
-    pub fn new(view: Arc<NodeView>, figures: Arc<dyn NodeFigures>, cells: Vec<Arc<Cells>>) -> Self {
+    pub fn new(
+        view: Arc<NodeView>,
+        figures: Arc<dyn NodeFigures>,
+        cells: Vec<Arc<Cells>>,
+        cluster: Arc<Cluster>,
+    ) -> Self {
         let mut registry = Registry::with_prefix("onrush");
-        registry.register_collector(Box::new(Metrics { view, figures, cells }));
+        registry.register_collector(Box::new(Metrics { view, figures, cells, cluster }));
         Self { registry }
     }
 

@@ -116,6 +116,12 @@ problems! {
         "The node could not do this; its log says why."
     HistoryUnavailable "history-unavailable" 503 "History unavailable"
         "The databases do not answer, or do not have the latest yet. The sale is not affected."
+    NodeDown "node-down" 503 "Node down"
+        "The node that owns this does not answer; a retry with the same key is safe."
+    WrongNode "wrong-node" 503 "Wrong node"
+        "Another node sent this here, and owns no more of it than this one. Nothing was done."
+    NodesNotReached "nodes-not-reached" 503 "Nodes not reached"
+        "Some nodes did not do this; it is safe to repeat it until all have."
     Overloaded "overloaded" 503 "Overloaded"
         "The node has more requests than it can take. Nothing was done."
     Starting "starting" 503 "Starting"
@@ -124,6 +130,8 @@ problems! {
         "The node is shutting down. Nothing was done."
     JournalFull "journal-full" 503 "Journal full"
         "The node's journal has reached its bound on disk. Nothing was done."
+    StockUnreachable "stock-unreachable" 503 "Stock unreachable"
+        "The pool of units does not answer. Send the same key again to hear what was done."
 }
 
 impl Kind {
@@ -133,8 +141,10 @@ impl Kind {
     const fn retry_after_range(self) -> Option<(u32, u32)> {
         match self {
             Self::Overloaded | Self::Starting | Self::HistoryUnavailable => Some((1, 3)),
-            Self::Draining => Some((1, 5)),
-            Self::SalePaused => Some((2, 6)),
+            Self::Draining | Self::NodeDown | Self::WrongNode | Self::NodesNotReached => {
+                Some((1, 5))
+            }
+            Self::SalePaused | Self::StockUnreachable => Some((2, 6)),
             Self::JournalFull => Some((5, 15)),
             _ => None,
         }
@@ -173,6 +183,7 @@ impl From<Unavailable> for Kind {
             Unavailable::Overloaded => Self::Overloaded,
             Unavailable::Draining => Self::Draining,
             Unavailable::JournalFull => Self::JournalFull,
+            Unavailable::StockUnreachable => Self::StockUnreachable,
         }
     }
 }
@@ -196,6 +207,16 @@ pub enum Help {
     Detail(String),
     /// How many lines of an import cannot be applied. The answer goes on with their names.
     BadRows(u64),
+    /// Which nodes did not do it, and why.
+    Nodes(Vec<NodeMissed>),
+}
+
+/// A node that did not do what all were asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeMissed {
+    pub node: String,
+    /// Of the problem it answered with, or `node-down`.
+    pub code: String,
 }
 
 /// A line of an import that cannot be applied.
@@ -293,6 +314,14 @@ impl Problem {
         json::raw(out, self.kind.opening());
         match &self.help {
             Help::Detail(text) => json::string(out, text),
+            Help::Nodes(nodes) => {
+                let names: Vec<_> = nodes.iter().map(|missed| missed.node.as_str()).collect();
+                let names = names.join(", ");
+                json::string(
+                    out,
+                    &format!("Not done by {names}. It is safe to repeat until it is."),
+                );
+            }
             _ => json::raw(out, self.kind.detail()),
         }
         match &self.help {
@@ -321,8 +350,27 @@ impl Problem {
                 json::raw(out, r#","bad_rows":"#);
                 json::number(out, *count);
             }
+            Help::Nodes(nodes) => {
+                json::raw(out, ",");
+                write_missed(out, "nodes", nodes);
+            }
         }
     }
+}
+
+/// Writes a field with the nodes that were missed.
+pub fn write_missed(out: &mut BytesMut, field: &str, nodes: &[NodeMissed]) {
+    json::raw(out, "\"");
+    json::raw(out, field);
+    json::raw(out, "\":[");
+    for (at, missed) in nodes.iter().enumerate() {
+        json::raw(out, if at > 0 { r#",{"node":"# } else { r#"{"node":"# });
+        json::string(out, &missed.node);
+        json::raw(out, r#","code":"#);
+        json::string(out, &missed.code);
+        json::raw(out, "}");
+    }
+    json::raw(out, "]");
 }
 
 impl BadRow {
@@ -386,9 +434,12 @@ mod tests {
         for code in Code::ALL {
             assert_eq!(Kind::from(code).code(), code.name());
         }
-        for unavailable in
-            [Unavailable::Overloaded, Unavailable::Draining, Unavailable::JournalFull]
-        {
+        for unavailable in [
+            Unavailable::Overloaded,
+            Unavailable::Draining,
+            Unavailable::JournalFull,
+            Unavailable::StockUnreachable,
+        ] {
             let problem = Problem::from(unavailable);
             assert_eq!(problem.kind.code(), unavailable.name());
             assert_eq!(problem.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -11,16 +11,19 @@ use hyper::http::request::Parts;
 
 use super::body::{self, BODY_LEN_MAX};
 use super::json;
+use super::misrouted;
 use super::parse::{self, Object, RedeemBody};
 use super::problem::{Help, Kind, Problem};
 use super::reply::{Body, JSON, Label, Reply};
+use super::route::Surface;
 use super::worker::{Ready, Worker};
 use crate::kernel::catalog::SalePhase;
 use crate::kernel::code::Code;
 use crate::kernel::command::{Command, Outcome, RedemptionState, RedemptionView, Refusal};
+use crate::planted::{self, Bug};
 use crate::shard::catalog::SaleEntry;
 use crate::shard::gate::Unavailable;
-use crate::units::{ItemIndex, KeyHash, MemberId};
+use crate::units::{ItemIndex, KeyHash, MemberId, Slot};
 
 /// `POST /v1/sales/{sale}/redemptions`
 pub async fn redeem(
@@ -31,6 +34,12 @@ pub async fn redeem(
 ) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
     let member = worker.identity.member(&parts.headers)?;
+    if let Some(peers) = &worker.peers
+        && let Some(decision) = peers.place(Slot::of(member), &parts.headers, true)?
+    {
+        let surface = Surface::Public;
+        return Box::pin(misrouted::answer(worker, surface, decision, parts, body)).await;
+    }
     let key = KeyHash::of(parse::request_key(&parts.headers)?);
     body::require_type(&parts.headers, "application/json")?;
     let bytes = body::read(body, BODY_LEN_MAX, worker.patience()).await?;
@@ -86,7 +95,7 @@ pub async fn decide(ready: &Ready, sale: &Arc<SaleEntry>, ask: &Ask) -> Result<D
         Ok(pending) => match pending.await {
             Outcome::Redemption { view, replayed } => Ok(Decided { view, replayed }),
             Outcome::Refused(refusal) => Err(refused(ready, Some(sale), ask.item, refusal)),
-            Outcome::Account { .. } | Outcome::Redemptions(_) => {
+            Outcome::Account { .. } | Outcome::Redemptions { .. } => {
                 unreachable!("a redemption is answered with one, or refused")
             }
         },
@@ -126,7 +135,11 @@ pub fn refused(
     let Refusal { code, detail } = refusal;
     match code {
         Code::SoldOut => {
-            let is_final = item.is_some_and(|item| ready.core.stock.is_sold_out_finally(item));
+            let stock = &ready.core.stock;
+            let is_final = item.is_some_and(|item| {
+                let is_empty = stock.line(item).free() == 0;
+                stock.is_sold_out_finally(item) || is_empty && planted::is(Bug::FinalTooEarly)
+            });
             Problem::with(Kind::SoldOut, Help::Final(is_final))
         }
         Code::SaleNotOpen => sale.map_or_else(

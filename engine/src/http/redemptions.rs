@@ -1,4 +1,7 @@
 //! What a member does with redemptions that have begun: look, confirm, cancel.
+//!
+//! Looking asks memory first. What memory has forgotten, a day after the sale's end, is read from
+//! the database shards; while nothing is forgotten, they are not asked.
 
 use bytes::BytesMut;
 use hyper::body::Incoming;
@@ -6,19 +9,26 @@ use hyper::http::request::Parts;
 use serde::Deserialize;
 
 use super::body::{self, BODY_LEN_MAX};
+use super::history::{self, Question};
 use super::identity::parse_member;
 use super::json;
+use super::members;
 use super::parse::{self, EmptyBody, Object};
 use super::problem::{Kind, Problem};
 use super::redeem::{refused, write_view};
 use super::reply::{Label, Reply};
 use super::worker::{Ready, Worker};
-use crate::kernel::command::{Command, Outcome, RedemptionState, RedemptionView};
-use crate::units::{KeyHash, MemberId, RedemptionId};
+use crate::kernel::catalog::SalePhase;
+use crate::kernel::code::Code;
+use crate::kernel::command::{Command, Outcome, RedemptionState, RedemptionView, Refusal};
+use crate::units::{KeyHash, MemberId, NodeTime, Points, RedemptionId};
 
 /// Redemptions on one page.
 const LIMIT_MAX: u16 = 100;
 const LIMIT_DEFAULT: u16 = 20;
+/// How long behind its time a sale may still have taken redemptions, at most: until its end is
+/// recorded and every shard has heard of it. Units: milliseconds.
+const ENDING_MS: u64 = 60_000;
 
 /// `POST /v1/redemptions/{id}/confirm`
 pub async fn confirm(
@@ -66,28 +76,52 @@ pub async fn read(worker: &Worker, id: &str, parts: &Parts) -> Result<Reply, Pro
     let ready = worker.ready()?;
     let member = worker.identity.member(&parts.headers)?;
     let id = redemption_id(id)?;
-    let command = Command::ReadRedemption { member: Some(member), id };
-    let (view, _) = ask(ready, command).await?;
-    show(ready, &view)
+    show(ready, &find(worker, ready, Some(member), id).await?)
+}
+
+/// A redemption, from wherever it is; `member` is `None` for an operator.
+pub async fn find(
+    worker: &Worker,
+    ready: &Ready,
+    member: Option<MemberId>,
+    id: RedemptionId,
+) -> Result<RedemptionView, Problem> {
+    let refusal = match ready.port.submit(Command::ReadRedemption { member, id })?.await {
+        Outcome::Redemption { view, .. } => return Ok(view),
+        Outcome::Refused(refusal) => refusal,
+        Outcome::Account { .. } | Outcome::Redemptions { .. } => {
+            unreachable!("a redemption was asked for")
+        }
+    };
+    if let Some(forgotten_sales) = forgotten(refusal) {
+        let rows = history::redemptions(worker, Question::One { id, forgotten_sales }).await?;
+        let own = rows.iter().find(|row| member.is_none_or(|member| row.member == member));
+        if let Some(row) = own {
+            return Ok(row.view(free_points(ready, row.member).await?));
+        }
+    }
+    Err(refused(ready, None, None, refusal))
+}
+
+/// How many sales are forgotten where a redemption was not found; `None` where memory is whole.
+fn forgotten(refusal: Refusal) -> Option<u64> {
+    (refusal.code == Code::RedemptionNotFound && refusal.detail > 0).then_some(refusal.detail)
+}
+
+async fn free_points(ready: &Ready, member: MemberId) -> Result<Points, Problem> {
+    let (account, _) = members::ask(ready, Command::ReadAccount { member }).await?;
+    Ok(account.free)
 }
 
 /// `GET /v1/members/me/redemptions`, with `?key=`, or `?before=` and `?limit=`.
 pub async fn list(worker: &Worker, parts: &Parts) -> Result<Reply, Problem> {
     let ready = worker.ready()?;
     let member = worker.identity.member(&parts.headers)?;
-    let command = match Listing::read(parts.uri.query())? {
-        Listing::Key(key) => Command::ReadKey { member, key },
-        Listing::Page { before, limit } => Command::ListRedemptions { member, before, limit },
+    let Page { views, has_more } = match Listing::read(parts.uri.query())? {
+        Listing::Key(key) => by_key(worker, ready, member, key).await?,
+        Listing::Page { before, limit } => page(worker, ready, member, before, limit).await?,
     };
-    let outcome = ready.port.submit(command)?.await;
-    let views = match outcome {
-        Outcome::Redemptions(views) => views,
-        Outcome::Redemption { view, .. } => vec![view],
-        // The key had no effect: that is the answer, not an error.
-        Outcome::Refused(_) => Vec::new(),
-        Outcome::Account { .. } => unreachable!("redemptions were asked for"),
-    };
-    let mut out = BytesMut::with_capacity(32 + 256 * views.len());
+    let mut out = BytesMut::with_capacity(64 + 256 * views.len());
     json::raw(&mut out, r#"{"redemptions":["#);
     for (at, view) in views.iter().enumerate() {
         if at > 0 {
@@ -95,8 +129,120 @@ pub async fn list(worker: &Worker, parts: &Parts) -> Result<Reply, Problem> {
         }
         write(&mut out, ready, view)?;
     }
-    json::raw(&mut out, "]}");
+    json::raw(&mut out, "]");
+    if let Some(last) = views.last().filter(|_| has_more) {
+        json::raw(&mut out, r#","next":""#);
+        json::id(&mut out, last.id);
+        json::raw(&mut out, r#"""#);
+    }
+    json::raw(&mut out, "}");
     Ok(Reply::ok(out.freeze()))
+}
+
+/// What a listing is answered with.
+#[derive(PartialEq, Eq, Debug)]
+struct Page {
+    views: Vec<RedemptionView>,
+    /// There may be more behind the last.
+    has_more: bool,
+}
+
+/// The redemption that a key began, if any.
+async fn by_key(
+    worker: &Worker,
+    ready: &Ready,
+    member: MemberId,
+    key: KeyHash,
+) -> Result<Page, Problem> {
+    let views = match ready.port.submit(Command::ReadKey { member, key })?.await {
+        Outcome::Redemption { view, .. } => vec![view],
+        Outcome::Refused(refusal) => match forgotten(refusal) {
+            Some(forgotten_sales) => {
+                let question = Question::ByKey { member, key, forgotten_sales };
+                stored(worker, ready, member, question).await?
+            }
+            // The key had no effect: that is the answer, not an error.
+            None => Vec::new(),
+        },
+        Outcome::Account { .. } | Outcome::Redemptions { .. } => {
+            unreachable!("a redemption was asked for")
+        }
+    };
+    Ok(Page { views, has_more: false })
+}
+
+/// The page behind `before`, of memory and the databases together.
+async fn page(
+    worker: &Worker,
+    ready: &Ready,
+    member: MemberId,
+    before: Option<RedemptionId>,
+    limit: u16,
+) -> Result<Page, Problem> {
+    let command = Command::ListRedemptions { member, before, limit };
+    let (mut views, forgotten_sales) = match ready.port.submit(command)?.await {
+        Outcome::Redemptions { views, forgotten_sales } => (views, forgotten_sales),
+        Outcome::Refused(refusal) => return Err(refused(ready, None, None, refusal)),
+        Outcome::Redemption { .. } | Outcome::Account { .. } => {
+            unreachable!("redemptions were asked for")
+        }
+    };
+    let is_full = views.len() == usize::from(limit);
+    if forgotten_sales == 0 {
+        return Ok(Page { views, has_more: is_full });
+    }
+    // Behind the end of every sale that may be forgotten, memory is all there is.
+    let sales = ready.core.catalog.sales();
+    let ended = sales.iter().filter(|sale| sale.phase() >= SalePhase::Ended);
+    let newest_forgotten = ended.map(|sale| sale.definition().closes_at.plus_ms(ENDING_MS)).max();
+    let newer = newer_than(&views, newest_forgotten);
+    if is_full && newer == views.len() {
+        return Ok(Page { views, has_more: true });
+    }
+    let question = Question::Redemptions { member, before, limit, forgotten_sales };
+    match stored(worker, ready, member, question).await {
+        Ok(stored) => Ok(together(views, &stored, limit)),
+        // A shorter page says that it is not the last, and leaves nothing out.
+        Err(_) if newer > 0 => {
+            views.truncate(newer);
+            Ok(Page { views, has_more: true })
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+/// How many of the first are newer than this.
+fn newer_than(views: &[RedemptionView], time: Option<NodeTime>) -> usize {
+    views.iter().take_while(|view| time.is_none_or(|time| view.id.at() > time)).count()
+}
+
+/// A page of what is remembered and what is stored, newest first. What is remembered is newer
+/// than its row. Each of them is whole down to its last, or to the end if it is not full: so is
+/// the page.
+fn together(remembered: Vec<RedemptionView>, stored: &[RedemptionView], limit: u16) -> Page {
+    let only_stored: Vec<_> =
+        stored.iter().filter(|row| remembered.iter().all(|view| view.id != row.id)).collect();
+    let mut views = remembered;
+    views.extend(only_stored);
+    views.sort_by_key(|view| std::cmp::Reverse(view.id));
+    let has_more = views.len() >= usize::from(limit);
+    views.truncate(usize::from(limit));
+    Page { views, has_more }
+}
+
+/// What the databases have, as the member sees it.
+async fn stored(
+    worker: &Worker,
+    ready: &Ready,
+    member: MemberId,
+    question: Question,
+) -> Result<Vec<RedemptionView>, Problem> {
+    let rows = history::redemptions(worker, question).await?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let balance = free_points(ready, member).await?;
+    Ok(rows.iter().map(|row| row.view(balance)).collect())
 }
 
 /// What a listing asks for.
@@ -165,7 +311,7 @@ pub async fn ask(ready: &Ready, command: Command) -> Result<(RedemptionView, boo
     match ready.port.submit(command)?.await {
         Outcome::Redemption { view, replayed } => Ok((view, replayed)),
         Outcome::Refused(refusal) => Err(refused(ready, None, None, refusal)),
-        Outcome::Account { .. } | Outcome::Redemptions(_) => {
+        Outcome::Account { .. } | Outcome::Redemptions { .. } => {
             unreachable!("a redemption was asked for")
         }
     }
@@ -211,6 +357,7 @@ pub async fn optional_body<T: for<'de> Deserialize<'de>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::{ItemIndex, JournalId, Quantity, Slot};
 
     #[test]
     fn a_listing_is_a_key_or_a_page() {
@@ -235,6 +382,54 @@ mod tests {
             ("after=x", Err(Kind::Malformed)),
         ] {
             assert_eq!(Listing::read(Some(query)).map_err(|p| p.kind), expected, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_newest_first_across_what_is_remembered_and_what_is_stored() {
+        let view = |number: u64, state| {
+            let (member, journal) = (MemberId::new(1), JournalId::new(1));
+            let at = NodeTime::new(number);
+            RedemptionView {
+                id: RedemptionId::new(at, Slot::of(member), journal, number),
+                member,
+                item: ItemIndex::new(0),
+                quantity: Quantity::new(1),
+                points: Points::ZERO,
+                state,
+                balance: Points::ZERO,
+                expires_at: NodeTime::new(0),
+            }
+        };
+        let all = |numbers: &[u64], state| -> Vec<RedemptionView> {
+            numbers.iter().map(|&number| view(number, state)).collect()
+        };
+        let (newer, older) = (RedemptionState::Confirmed, RedemptionState::Held);
+        // Of 9 down to 1, some are remembered; all but the newest are stored. Every page of every
+        // length is what one list would give.
+        for remembered in 0..1_u64 << 9 {
+            let is_remembered = |n: u64| remembered >> (n - 1) & 1 == 1;
+            for limit in 1..=4_usize {
+                for before in 1..=10 {
+                    let below = |n: &u64| *n < before;
+                    let all_below = || (1..=9).rev().filter(below);
+                    let kept: Vec<u64> = all_below().filter(|&n| is_remembered(n)).collect();
+                    let is_stored = |n: &u64| *n < 9 || !is_remembered(*n);
+                    let rows: Vec<u64> = all_below().filter(is_stored).collect();
+                    let page = together(
+                        all(&kept[..limit.min(kept.len())], newer),
+                        &all(&rows[..limit.min(rows.len())], older),
+                        limit as u16,
+                    );
+                    let expected: Vec<RedemptionView> = (1..before.min(10))
+                        .rev()
+                        .take(limit)
+                        .map(|n| view(n, if is_remembered(n) { newer } else { older }))
+                        .collect();
+                    let has_more = expected.len() == limit;
+                    assert_eq!(page, Page { views: expected, has_more });
+                }
+            }
         }
     }
 }

@@ -72,12 +72,23 @@ pub enum Label {
     Cancelled,
     Replayed,
     NotModified,
+    /// Another node's answer, which counts it by what it says.
+    Forwarded,
+    Redirected,
     Problem(Kind),
 }
 
 impl Label {
-    const SUCCESSES: [&'static str; 6] =
-        ["ok", "confirmed", "held", "cancelled", "replayed", "not-modified"];
+    const SUCCESSES: [&'static str; 8] = [
+        "ok",
+        "confirmed",
+        "held",
+        "cancelled",
+        "replayed",
+        "not-modified",
+        "forwarded",
+        "redirected",
+    ];
     pub const COUNT: usize = Self::SUCCESSES.len() + Kind::COUNT;
 
     pub const fn index(self) -> usize {
@@ -88,6 +99,8 @@ impl Label {
             Self::Cancelled => 3,
             Self::Replayed => 4,
             Self::NotModified => 5,
+            Self::Forwarded => 6,
+            Self::Redirected => 7,
             Self::Problem(kind) => Self::SUCCESSES.len() + kind as usize,
         }
     }

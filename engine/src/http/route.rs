@@ -74,6 +74,7 @@ pub enum Route<'a> {
         id: &'a str,
     },
     Audit,
+    Cluster,
     Livez,
     Readyz,
     Metrics,
@@ -85,7 +86,7 @@ pub enum Route<'a> {
 
 impl Route<'_> {
     /// The metrics' `call`, in the order of [`Route::index`].
-    pub const CALLS: [&'static str; 26] = [
+    pub const CALLS: [&'static str; 27] = [
         "redeem",
         "confirm",
         "cancel",
@@ -111,6 +112,7 @@ impl Route<'_> {
         "openapi",
         "my-statement",
         "item-redemptions",
+        "cluster",
         "unknown",
     ];
 
@@ -141,7 +143,8 @@ impl Route<'_> {
             Self::OpenApi => 22,
             Self::MyStatement => 23,
             Self::ItemRedemptions { .. } => 24,
-            Self::Unknown => 25,
+            Self::Cluster => 25,
+            Self::Unknown => 26,
         }
     }
 }
@@ -201,6 +204,7 @@ pub fn route<'a>(surface: Surface, method: &Method, path: &'a str) -> Result<Rou
         ["v1", "members", member] if is_admin => get(Route::Member { member }),
         ["v1", "redemptions", id, "reverse"] if is_admin => post(Route::Reverse { id }),
         ["v1", "audit"] if is_admin => get(Route::Audit),
+        ["v1", "cluster"] if is_admin => get(Route::Cluster),
 
         ["v1", "redemptions", id] => get(Route::Redemption { id }),
         ["v1", "sales"] => get(Route::Sales),

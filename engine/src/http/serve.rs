@@ -12,7 +12,9 @@ use super::problem::Problem;
 use super::reply::{Body, Reply};
 use super::route::{Route, Surface, route};
 use super::worker::Worker;
-use super::{admin, batch, events, history, members, probes, redeem, redemptions, sales};
+use super::{
+    admin, batch, cluster, events, history, members, misrouted, probes, redeem, redemptions, sales,
+};
 
 /// Answers one request. Never fails: what goes wrong is an answer.
 pub async fn serve(
@@ -79,6 +81,9 @@ async fn dispatch_rest(
     parts: &Parts,
     body: &mut Incoming,
 ) -> Result<Reply, Problem> {
+    if let Some(decision) = misrouted::place(worker, surface, route, parts)? {
+        return misrouted::answer(worker, surface, decision, parts, body).await;
+    }
     let is_admin = surface == Surface::Admin;
     match route {
         Route::Redeem { .. } => unreachable!("dispatched in place"),
@@ -92,7 +97,7 @@ async fn dispatch_rest(
         Route::ItemRedemptions { sale, sku } => history::of_item(worker, sale, sku, parts).await,
         Route::MyPoints => members::points(worker, parts).await,
         Route::Sales => sales::list(worker, parts),
-        Route::Sale { sale } if is_admin => admin::sale(worker, sale),
+        Route::Sale { sale } if is_admin => admin::sale(worker, sale, parts).await,
         Route::Sale { sale } => sales::one(worker, sale, parts),
         Route::SaleEvents { sale } => events::watch(worker, sale, parts),
         Route::DefineSale => admin::define_sale(worker, parts, body).await,
@@ -105,6 +110,7 @@ async fn dispatch_rest(
         Route::ImportMembers => super::import::import(worker, parts, body).await,
         Route::Reverse { id } => admin::reverse(worker, id, parts, body).await,
         Route::Audit => admin::audit(worker, parts).await,
+        Route::Cluster => cluster::show(worker, parts).await,
         Route::Livez => Ok(probes::livez()),
         Route::Readyz => Ok(probes::readyz(worker)),
         Route::Metrics => Ok(probes::metrics(worker)),

@@ -15,9 +15,11 @@ use super::history::History;
 use super::identity::Identity;
 use super::link::Links;
 use super::metrics::Scrape;
+use super::peers::Peers;
 use super::problem::{Kind, Problem};
 use crate::clock::Clock;
-use crate::config::HttpConfig;
+use crate::cluster::nodes::Cluster;
+use crate::config::{ClusterConfig, HttpConfig};
 use crate::shard::catalog::SaleEntry;
 use crate::shard::core::{Core, NodeView, Stage};
 use crate::shard::port::Port;
@@ -30,6 +32,8 @@ pub type Audit = dyn Fn(bool) -> Result<String, String> + Send + Sync;
 /// What all workers share.
 pub struct Shared {
     pub config: HttpConfig,
+    pub cluster: Arc<Cluster>,
+    pub cluster_config: ClusterConfig,
     pub view: Arc<NodeView>,
     pub clock: Arc<dyn Clock>,
     pub figures: Arc<dyn NodeFigures>,
@@ -53,6 +57,8 @@ pub struct Worker {
     pub cells: Arc<Cells>,
     pub identity: Identity,
     pub links: Rc<Links>,
+    /// The way to other nodes; `None` for a node that is alone.
+    pub peers: Option<Rc<Peers>>,
     ready: OnceCell<Ready>,
     /// Sales by id. A sale is defined once and for all, so what is found stays right.
     sales: RefCell<HashMap<Box<str>, Arc<SaleEntry>, RandomState>>,
@@ -61,11 +67,13 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(shared: Arc<Shared>, cells: Arc<Cells>) -> Self {
+        let peers = Peers::new(&shared.cluster, &shared.cluster_config).map(Rc::new);
         Self {
             shared,
             cells,
             identity: Identity::default(),
             links: Rc::default(),
+            peers,
             ready: OnceCell::new(),
             sales: RefCell::default(),
             watches: RefCell::default(),

@@ -22,6 +22,7 @@ use super::segments::{self, Prepared};
 use crate::clock::{Clock, NodeClock, Stamp};
 use crate::crash::CrashPoint;
 use crate::crash_point;
+use crate::planted::{self, Bug};
 use crate::units::{Incarnation, JournalId, Seq};
 
 /// A frame under construction: records are copied once, to where they are written from.
@@ -173,7 +174,9 @@ impl<D: Disk> JournalCore<D> {
         };
         let has_spare = found.segments.iter().any(|s| s.number == found.end.segment + 1);
         let last_incarnation = found.expected.incarnation.get();
-        let incarnation = last_incarnation.checked_add(1).expect("2^32 starts outlive the disk");
+        let raised = u32::from(!planted::is(Bug::IncarnationKept));
+        let incarnation = last_incarnation.checked_add(raised);
+        let incarnation = incarnation.expect("2^32 starts outlive the disk");
         Ok(Self {
             disk: disk.clone(),
             journal: found.journal,
@@ -292,7 +295,9 @@ impl<D: Disk> JournalCore<D> {
         let bytes = frame.frame_mut();
         let checksum = format::seal_frame(bytes, &header);
         crash_point!(CrashPoint::JournalBeforeWrite);
-        if let Err(e) = self.current.file.write_durable_at(self.offset, bytes) {
+        if let Err(e) = self.current.file.write_durable_at(self.offset, bytes)
+            && !planted::is(Bug::IgnoreFailedWrite)
+        {
             self.is_poisoned = true;
             return Err(AppendError::Failed(e));
         }
@@ -317,7 +322,7 @@ fn repair<D: Disk>(disk: &D, found: &Scan) -> Result<(), JournalError> {
         }
         crash_point!(CrashPoint::OpenAfterZeroing);
     }
-    if !found.unproven.is_empty() {
+    if !found.unproven.is_empty() && !planted::is(Bug::TailNotRewritten) {
         crash_point!(CrashPoint::OpenBeforeResync);
         let writing = |e| JournalError::io("writing the last frames anew")(e);
         for frame in &found.unproven {

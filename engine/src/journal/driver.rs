@@ -6,6 +6,9 @@
 //!       publish the durable sequence number
 //!       run the completions in order, flush the sink
 //! ```
+//! [`Driver::turn`] is one turn of that loop, and waits for nothing but the write, so a simulation
+//! may step it on a thread of its own; [`Driver::run`] is the thread that does the waiting.
+//!
 //! A completion without records, alone in a drain, runs at once: all before it is durable (I4).
 //! After one failed write nothing completes any more (I7).
 
@@ -28,6 +31,7 @@ use super::tail::DurableMark;
 use crate::clock::NodeClock;
 use crate::crash::CrashPoint;
 use crate::crash_point;
+use crate::planted::{self, Bug};
 use crate::units::Seq;
 
 /// Where completions go. Called by the thread `journal` alone, so it must be quick.
@@ -88,8 +92,21 @@ pub(super) struct Driver<S: CompletionSink, D: Disk> {
     pub mark_due_ns: u64,
 }
 
+/// What a turn came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// There was something to do; there may be more.
+    Busy,
+    /// Nothing to do until something is pushed, or a mark is due.
+    Idle,
+    /// The frame in hand waits for the next segment.
+    NeedsSegment,
+    /// It was told to stop, and the journal is closed.
+    Ended,
+}
+
 /// Why the thread ends before its time.
-enum Halt {
+pub(super) enum Halt {
     /// A write or sync failed.
     Poisoned(io::Error),
     /// It was stopped while it waited for a segment.
@@ -106,39 +123,64 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
     /// Runs until stopped, or poisoned.
     pub fn run(mut self, on_poison: OnPoison) -> Result<(), JournalError> {
         self.shared.bell.settle();
-        match self.work() {
-            Ok(()) => Ok(()),
-            // Never acknowledged, so nothing is lost by giving up.
-            Err(Halt::NoSpace) => Err(JournalError::io(
-                "stopping: the last records found no space",
-            )(io::ErrorKind::StorageFull.into())),
-            // 1 The flag goes up. 2 The caller ends the process. Pending completions are dropped
+        let error = match self.work() {
+            Ok(()) => return Ok(()),
+            Err(halt) => self.halted(halt),
+        };
+        if let JournalError::Poisoned { source } = &error {
+            // 1 The flag is up. 2 The caller ends the process. Pending completions are dropped
             // unrun with this driver.
-            Err(Halt::Poisoned(source)) => {
+            let again = io::Error::new(source.kind(), source.to_string());
+            on_poison(JournalError::Poisoned { source: again });
+        }
+        Err(error)
+    }
+
+    /// Says why nothing more is written, to whoever asks.
+    pub fn halted(&self, halt: Halt) -> JournalError {
+        match halt {
+            // Never acknowledged, so nothing is lost by giving up.
+            Halt::NoSpace => JournalError::io("stopping: the last records found no space")(
+                io::ErrorKind::StorageFull.into(),
+            ),
+            Halt::Poisoned(source) => {
                 self.shared.is_poisoned.store(true, Ordering::Release);
-                let again = io::Error::new(source.kind(), source.to_string());
-                on_poison(JournalError::Poisoned { source });
-                Err(JournalError::Poisoned { source: again })
+                JournalError::Poisoned { source }
             }
         }
     }
 
     fn work(&mut self) -> Result<(), Halt> {
-        self.mark_due_ns = self.due_in(self.marks.keep_time_every);
         loop {
-            self.fetch_spare();
-            let is_stopping = self.shared.is_stopping.load(Ordering::Acquire);
-            self.drain();
-            if !self.pending.is_empty() {
-                self.commit()?;
-            } else if is_stopping {
-                return self.close();
-            } else if self.clock.monotonic_ns() >= self.mark_due_ns {
-                self.mark(FrameKind::Mark)?;
-            } else {
-                self.wait();
+            match self.turn()? {
+                Turn::Busy => {}
+                Turn::Idle => self.wait(),
+                Turn::NeedsSegment => self.wait_for_segment(),
+                Turn::Ended => return Ok(()),
             }
         }
+    }
+
+    /// One turn: a frame and its completions, or a mark, or the end.
+    pub fn turn(&mut self) -> Result<Turn, Halt> {
+        self.fetch_spare();
+        let is_stopping = self.shared.is_stopping.load(Ordering::Acquire);
+        // Else a frame that found no segment is still in hand.
+        if self.pending.is_empty() {
+            self.drain();
+        }
+        if !self.pending.is_empty() {
+            return self.commit();
+        }
+        if is_stopping {
+            self.close()?;
+            return Ok(Turn::Ended);
+        }
+        if self.clock.monotonic_ns() >= self.mark_due_ns {
+            self.mark(FrameKind::Mark)?;
+            return Ok(Turn::Busy);
+        }
+        Ok(Turn::Idle)
     }
 
     fn drain(&mut self) {
@@ -151,62 +193,70 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
         self.first_consumer = (self.first_consumer + 1) % count.max(1);
     }
 
-    fn commit(&mut self) -> Result<(), Halt> {
+    fn commit(&mut self) -> Result<Turn, Halt> {
+        if planted::is(Bug::AnswerBeforeSync) && self.core.fits(self.frame.record_bytes()) {
+            self.complete();
+        }
         if !self.frame.is_empty() {
-            self.append(FrameKind::Records)?;
+            if !self.append(FrameKind::Records)? {
+                return Ok(Turn::NeedsSegment);
+            }
             self.shared.durable.advance(self.core.durable_seq());
             self.mark_due_ns = self.due_in(self.marks.prove_after);
         }
         crash_point!(CrashPoint::JournalBeforeCompletions);
+        self.complete();
+        crash_point!(CrashPoint::JournalAfterCompletions);
+        Ok(Turn::Busy)
+    }
+
+    fn complete(&mut self) {
         let count = self.pending.len() as u64;
         for (item, seq) in self.pending.drain(..) {
             self.sink.complete(item, seq);
         }
         self.sink.flush();
         self.shared.stats.completion_count.fetch_add(count, Ordering::Relaxed);
-        crash_point!(CrashPoint::JournalAfterCompletions);
-        Ok(())
     }
 
-    /// Writes the frame, and waits for a segment where there is none to write to.
-    fn append(&mut self, kind: FrameKind) -> Result<(), Halt> {
-        loop {
-            self.fetch_spare();
-            let segment = self.core.segment();
-            let first_seq = self.core.next_seq();
-            let began_ns = self.clock.monotonic_ns();
-            match self.core.append(&mut self.frame, kind, self.clock.stamp()) {
-                Ok(()) => {
-                    let took_ns = self.clock.monotonic_ns() - began_ns;
-                    let bytes = frame_len(self.frame.record_bytes());
-                    self.shared.stats.frame(bytes, self.frame.record_count(), took_ns);
-                    if self.core.segment() != segment {
-                        self.shared.stats.rotation_count.fetch_add(1, Ordering::Relaxed);
-                        self.gauge.add_segment();
-                        self.tell(FilesJob::Began { segment: self.core.segment(), first_seq });
-                        self.ask_for_spare();
-                    }
-                    return Ok(());
-                }
-                Err(AppendError::Failed(e)) => return Err(Halt::Poisoned(e)),
-                Err(AppendError::SegmentFull) => {
-                    if self.shared.is_stopping.load(Ordering::Acquire) {
-                        return Err(Halt::NoSpace);
-                    }
-                    let spares = &self.spares;
-                    let mut spare = None;
-                    self.shared.bell.wait(
-                        || {
-                            spare = spares.try_recv().ok();
-                            spare.is_none()
-                        },
-                        NAP,
-                    );
-                    if let Some(spare) = spare {
-                        self.take_spare(spare);
-                    }
-                }
+    /// Writes the frame; `false` where there is no segment to write it to. Nothing has happened
+    /// then.
+    fn append(&mut self, kind: FrameKind) -> Result<bool, Halt> {
+        let segment = self.core.segment();
+        let first_seq = self.core.next_seq();
+        let began_ns = self.clock.monotonic_ns();
+        match self.core.append(&mut self.frame, kind, self.clock.stamp()) {
+            Ok(()) => {}
+            Err(AppendError::Failed(e)) => return Err(Halt::Poisoned(e)),
+            Err(AppendError::SegmentFull) if self.shared.is_stopping.load(Ordering::Acquire) => {
+                return Err(Halt::NoSpace);
             }
+            Err(AppendError::SegmentFull) => return Ok(false),
+        }
+        let took_ns = self.clock.monotonic_ns() - began_ns;
+        let bytes = frame_len(self.frame.record_bytes());
+        self.shared.stats.frame(bytes, self.frame.record_count(), took_ns);
+        if self.core.segment() != segment {
+            self.shared.stats.rotation_count.fetch_add(1, Ordering::Relaxed);
+            self.gauge.add_segment();
+            self.tell(FilesJob::Began { segment: self.core.segment(), first_seq });
+            self.ask_for_spare();
+        }
+        Ok(true)
+    }
+
+    fn wait_for_segment(&mut self) {
+        let spares = &self.spares;
+        let mut spare = None;
+        self.shared.bell.wait(
+            || {
+                spare = spares.try_recv().ok();
+                spare.is_none()
+            },
+            NAP,
+        );
+        if let Some(spare) = spare {
+            self.take_spare(spare);
         }
     }
 
@@ -214,7 +264,11 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
     fn mark(&mut self, kind: FrameKind) -> Result<(), Halt> {
         self.mark_due_ns = self.due_in(self.marks.keep_time_every);
         self.frame.clear();
-        if self.core.fits(0) { self.append(kind) } else { Ok(()) }
+        if self.core.fits(0) {
+            let is_written = self.append(kind)?;
+            assert!(is_written, "it fits");
+        }
+        Ok(())
     }
 
     fn close(&mut self) -> Result<(), Halt> {
@@ -251,6 +305,11 @@ impl<S: CompletionSink, D: Disk> Driver<S, D> {
     fn take_spare(&mut self, spare: Prepared<D::File>) {
         self.is_spare_asked = false;
         self.core.offer_spare(spare);
+    }
+
+    /// The first mark is due so long from now.
+    pub fn keep_time_from_now(&mut self) {
+        self.mark_due_ns = self.due_in(self.marks.keep_time_every);
     }
 
     /// Asks for the next segment, if none is ready or on its way.

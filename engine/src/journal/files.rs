@@ -166,6 +166,7 @@ impl Covers {
 }
 
 /// What the journal's thread asks for.
+#[derive(Clone, Copy)]
 pub(super) enum FilesJob {
     Prepare(SegmentHeader),
     /// A segment begins, with this as its first sequence number to come.
@@ -186,27 +187,36 @@ pub(super) struct Files<D: Disk> {
     pub jobs: Receiver<FilesJob>,
     pub spares: SyncSender<Prepared<D::File>>,
     pub bell: Arc<Doorbell>,
+    /// The segment to be made ready, until it is.
+    pub wanted: Option<SegmentHeader>,
 }
 
 impl<D: Disk> Files<D> {
     /// Runs until the journal's thread is gone.
     pub fn run(mut self) {
-        let mut wanted: Option<SegmentHeader> = None;
         loop {
             match self.jobs.recv_timeout(TICK) {
-                Ok(FilesJob::Prepare(header)) => wanted = Some(header),
-                Ok(FilesJob::Began { segment, first_seq }) => {
-                    self.lifetime.begin(segment, first_seq);
-                }
-                Err(RecvTimeoutError::Timeout) => self.remove_old(),
+                Ok(job) => self.turn(Some(job)),
+                Err(RecvTimeoutError::Timeout) => self.turn(None),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.gauge.tell();
-            if let Some(header) = wanted
-                && self.prepare(&header)
-            {
-                wanted = None;
+        }
+    }
+
+    /// One turn: a job; or none came for a while, and what is old is looked at.
+    pub fn turn(&mut self, job: Option<FilesJob>) {
+        match job {
+            Some(FilesJob::Prepare(header)) => self.wanted = Some(header),
+            Some(FilesJob::Began { segment, first_seq }) => {
+                self.lifetime.begin(segment, first_seq);
             }
+            None => self.remove_old(),
+        }
+        self.gauge.tell();
+        if let Some(header) = self.wanted
+            && self.prepare(&header)
+        {
+            self.wanted = None;
         }
     }
 

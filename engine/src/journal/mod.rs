@@ -20,6 +20,7 @@ pub mod inspect;
 pub mod lifetime;
 pub mod lock;
 pub mod open;
+pub mod parts;
 pub mod reader;
 pub mod recovery;
 pub mod ring;

@@ -8,22 +8,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use super::core::{CoreOptions, FrameBuilder, JournalCore, OpenedCore};
+use super::core::{CoreOptions, JournalCore, OpenedCore};
 use super::disk::{Disk, RealDisk};
-use super::doorbell::Doorbell;
-use super::driver::{CompletionSink, Driver, MarkOptions, OnPoison, Shared};
+use super::driver::{CompletionSink, MarkOptions, OnPoison, Shared};
 use super::error::JournalError;
-use super::files::{Covers, DiskBounds, DiskGauge, DiskState, Files, FilesJob};
+use super::files::{Covers, DiskBounds, DiskGauge, DiskState};
 use super::format::{BLOCK_LEN, FRAME_LEN_MAX};
-use super::lifetime::Lifetime;
 use super::lock::FolderLock;
+use super::parts::{JournalParts, Settings};
 use super::recovery;
-use super::ring::{Producer, RingOptions, ring};
+use super::ring::{Producer, RingOptions};
 use super::stats::JournalStats;
 use super::tail::{DurableMark, Tail};
 use crate::clock::{Clock, NodeClock};
@@ -137,11 +135,22 @@ impl<D: Disk> Opened<D> {
         options: JournalOptions,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, JournalError> {
+        let new_journal = JournalId::new(rand::random_range(1..=u64::MAX));
+        Self::on_as(disk, lock, options, clock, new_journal)
+    }
+
+    /// The same, where a journal that is made gets this id.
+    pub fn on_as(
+        disk: &D,
+        lock: Option<FolderLock>,
+        options: JournalOptions,
+        clock: Arc<dyn Clock>,
+        new_journal: JournalId,
+    ) -> Result<Self, JournalError> {
         let core_options = CoreOptions {
             segment_bytes: options.segment_bytes,
             downtime_max: options.downtime_max,
         };
-        let new_journal = JournalId::new(rand::random_range(1..=u64::MAX));
         let core = JournalCore::open(disk, core_options, clock, new_journal)?;
         Ok(Self { core, lock, options })
     }
@@ -174,6 +183,19 @@ impl<D: Disk> Opened<D> {
         Tail::open(self.core.core.disk().clone(), self.journal(), from, durable)
     }
 
+    /// Puts it together with so many producers; nothing runs yet.
+    pub fn parts<S: CompletionSink>(
+        self,
+        producer_count: usize,
+        sink: S,
+    ) -> (JournalParts<S, D>, Vec<Producer<S::Item>>) {
+        let Self { core, lock, options } = self;
+        let bounds = options.bounds();
+        let grace_ms = u64::try_from(options.grace.as_millis()).unwrap_or(u64::MAX);
+        let settings = Settings { bounds, grace_ms, ring: options.ring, marks: options.marks };
+        JournalParts::new(core, lock, options.segment_bytes, settings, producer_count, sink)
+    }
+
     /// Starts the threads `journal` and `journal-files`, with so many producers.
     ///
     /// `on_poison` is called on the thread `journal` after a failed write or sync, and should
@@ -184,58 +206,8 @@ impl<D: Disk> Opened<D> {
         sink: S,
         on_poison: OnPoison,
     ) -> Result<Started<D, S::Item>, JournalError> {
-        let Self { core: opened, lock, options } = self;
-        let (core, clock) = (opened.core, opened.clock);
-        let shared = Arc::new(Shared {
-            durable: Arc::new(DurableMark::new(opened.last_seq)),
-            stats: Arc::new(JournalStats::default()),
-            bell: Arc::new(Doorbell::new()),
-            is_stopping: AtomicBool::new(false),
-            is_poisoned: AtomicBool::new(false),
-        });
-        let ends = (0..producer_count).map(|_| ring(options.ring, shared.bell.clone()));
-        let (producers, consumers) = ends.unzip();
-
-        let mut lifetime =
-            Lifetime::new(u64::try_from(options.grace.as_millis()).unwrap_or(u64::MAX));
-        for segment in &opened.segments {
-            lifetime.begin(segment.number, segment.first_seq.unwrap_or(core.next_seq()));
-        }
-        let gauge = Arc::new(DiskGauge::new(options.bounds(), options.segment_bytes));
-        gauge.set_first_seq(&lifetime);
-        opened.segments.iter().for_each(|_| gauge.add_segment());
-        let covers = Arc::new(Covers::default());
-        let (jobs, jobs_out) = sync_channel::<FilesJob>(16);
-        let (spares, spares_out) = sync_channel(1);
-        let files = Files {
-            disk: core.disk().clone(),
-            lifetime,
-            gauge: gauge.clone(),
-            covers: covers.clone(),
-            stats: shared.stats.clone(),
-            clock: clock.clone(),
-            jobs: jobs_out,
-            spares,
-            bell: shared.bell.clone(),
-        };
-        let (disk, journal) = (core.disk().clone(), core.journal());
-        let mut driver = Driver {
-            core,
-            consumers,
-            sink,
-            shared: shared.clone(),
-            gauge: gauge.clone(),
-            clock,
-            marks: options.marks,
-            jobs,
-            spares: spares_out,
-            is_spare_asked: false,
-            frame: FrameBuilder::new(),
-            pending: Vec::new(),
-            first_consumer: 0,
-            mark_due_ns: 0,
-        };
-        driver.ask_for_spare();
+        let (parts, producers) = self.parts(producer_count, sink);
+        let JournalParts { disk, journal, shared, gauge, covers, driver, files, lock } = parts;
         let starting = |e| JournalError::io("starting a thread")(e);
         let files = Builder::new().name("journal-files".into()).spawn(move || files.run());
         let files = files.map_err(starting)?;

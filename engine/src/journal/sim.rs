@@ -188,6 +188,25 @@ impl SimDisk {
         fresh
     }
 
+    /// Another directory with the same files, all of them on the platter.
+    pub fn copy(&self) -> Self {
+        let mut state = self.lock();
+        let fresh = Self::new(state.rng.next_u64());
+        {
+            let mut new = fresh.lock();
+            for (name, inode) in &state.names {
+                let seen = state.inodes[inode].seen.clone();
+                let file = Inode { kept: seen.clone(), seen, dirty: BTreeSet::new() };
+                new.inodes.insert(*inode, file);
+                new.names.insert(name.clone(), *inode);
+            }
+            new.names_kept = new.names.clone();
+            new.next_inode = state.next_inode;
+            new.capacity = state.capacity;
+        }
+        fresh
+    }
+
     /// What a reader sees of a file: for tests that look at the bytes.
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.lock();

@@ -15,6 +15,7 @@ use super::record::{
 };
 use super::redemption::{Begun, Redemption};
 use super::slot::{AdminEntry, AdminTarget, SlotState};
+use crate::planted::{self, Bug};
 use crate::units::{ItemIndex, MemberId, Points, Quantity, RedemptionId, Slot};
 
 /// A record that does not fit the state it is applied to: damage, or a bug.
@@ -74,7 +75,13 @@ impl SlotState {
             Record::Credited(r) => self.apply_credited(self.member(r.member, "credited")?, r)?,
             Record::Debited(r) => self.apply_debited(self.member(r.member, "debited")?, r)?,
             Record::Held(r) => self.apply_held(self.member(r.member, "held")?, r)?,
-            Record::Redeemed(r) => self.apply_redeemed(self.member(r.member, "redeemed")?, r)?,
+            Record::Redeemed(r) => {
+                let at = self.member(r.member, "redeemed")?;
+                self.apply_redeemed(at, r)?;
+                if planted::is(Bug::ForgetKeys) {
+                    self.members.line_mut(at).forget_redemptions();
+                }
+            }
             Record::Confirmed(r) => self.apply_confirmed(r)?,
             Record::Released(r) => self.apply_released(r)?,
             Record::Reversed(r) => self.apply_reversed(r)?,
@@ -85,6 +92,9 @@ impl SlotState {
             | Record::Granted(_)
             | Record::Returned(_)
             | Record::ChangeSeen(_)
+            | Record::EpochSeen(_)
+            | Record::TotalSeen(_)
+            | Record::SlotsClaimed(_)
             | Record::Imported(_) => return Err(ApplyError::Kind { kind: record.name() }),
         }
         self.count_record(bytes);
@@ -309,6 +319,8 @@ impl SlotState {
         if step.to != RedemptionState::Confirmed {
             let mut counter = self.counter(at, step.item);
             let units = counter.units.checked_sub(step.quantity.get());
+            let units =
+                if planted::is(Bug::LimitNotGivenBack) { Some(counter.units) } else { units };
             counter.units = units.ok_or(ApplyError::Counter {
                 id,
                 item: step.item,

@@ -49,8 +49,12 @@ pub enum Outcome {
         view: AccountView,
         replayed: bool,
     },
-    /// Newest first.
-    Redemptions(Vec<RedemptionView>),
+    /// Those that this node remembers, newest first. `forgotten_sales`: so many sales were
+    /// forgotten by the member's slot; what was redeemed there, only the databases know.
+    Redemptions {
+        views: Vec<RedemptionView>,
+        forgotten_sales: u64,
+    },
     Refused(Refusal),
 }
 
@@ -59,7 +63,8 @@ pub enum Outcome {
 pub struct Refusal {
     pub code: Code,
     /// `InsufficientPoints`: the free points. `LimitReached`, `HoldAllowanceSpent`: the limit.
-    /// `WrongState`: the state's number. Else 0.
+    /// `WrongState`: the state's number. `RedemptionNotFound` by a read: how many sales the slot
+    /// has forgotten. Else 0.
     pub detail: u64,
 }
 

@@ -10,7 +10,8 @@
 //! ```
 //! Stock is an escrow of counters, per item: `total` units in the sale, `granted` to this journal
 //! and `returned` by it, both cumulative. What the journal holds is `granted − returned`, and
-//! never more than `total` (invariant I1).
+//! never more than `total` (invariant I1). The total is changed by the sale's home journal alone;
+//! others learn it from the pool.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,27 +23,32 @@ use super::command::Refusal;
 use super::definition::ValidSale;
 use super::effects::Effects;
 use super::record::{
-    AdminNote, CONTROL, Granted, Imported, Record, Returned, SaleChange, SaleChanged, SaleDefined,
-    StockChanged,
+    AdminNote, CONTROL, EpochSeen, Granted, Imported, Record, Returned, SaleChange, SaleChanged,
+    SaleDefined, SlotsClaimed, StockChanged, TotalSeen,
 };
+use crate::planted::{self, Bug};
 use crate::units::{ItemIndex, KeyHash, NodeTime, Quantity, SaleIndex};
 
 pub use super::control_apply::ControlError;
 
 /// The key of stock changes that nobody sent: a definition's first stock. Never remembered.
 pub(super) const NO_KEY: KeyHash = KeyHash::new(0);
+/// What a withdrawal asked for that is known by its key alone: it was found in the pool, and its
+/// record was never written. Its key answers whatever number comes with it.
+pub const ASKED_UNKNOWN: Quantity = Quantity::new(u32::MAX);
 
 /// What is asked of sales and stock.
 #[derive(Clone, Debug)]
 pub enum ControlCommand {
-    /// Define a sale. The same definition again answers the same.
-    DefineSale { sale: Arc<ValidSale>, note: AdminNote },
+    /// Define a sale. The same definition again answers the same. Its stock is this journal's to
+    /// change where the journal is the sale's home.
+    DefineSale { sale: Arc<ValidSale>, is_home: bool, note: AdminNote },
     /// Open, pause, resume or end a sale. What is so already stays, without a record.
     Change { sale: SaleIndex, change: SaleChange, note: AdminNote },
     /// Add units to an item's total; keyed. They are had by a grant.
     AddStock { item: ItemIndex, quantity: Quantity, key: KeyHash, note: AdminNote },
-    /// Take `taken` units of `asked` ones off an item's total; keyed. The caller has taken them
-    /// out of the line already; should the key turn out to be known, they are given back.
+    /// Take `taken` units of `asked` ones off an item's total; keyed. The stock authority has
+    /// taken them out of the pool already.
     WithdrawStock {
         item: ItemIndex,
         asked: Quantity,
@@ -55,6 +61,12 @@ pub enum ControlCommand {
     GrantAccepted { item: ItemIndex, granted: u64, epoch: u32 },
     /// Give `quantity` units back to the authority. The caller has taken them out of the line.
     Return { item: ItemIndex, quantity: Quantity, epoch: u32 },
+    /// The item's pool stands at this epoch. One that is not above the known one is refused.
+    SeeEpoch { item: ItemIndex, epoch: u32, server: KeyHash },
+    /// The pool says that this is the item's total, on a journal that is not its home.
+    SeeTotal { item: ItemIndex, total: u64 },
+    /// Write down which slots this journal owns, once. The same again changes nothing.
+    ClaimSlots { claim: SlotClaim },
     /// Write down that an import was applied.
     Imported { rows: u64, opened: u64, existing: u64, content: KeyHash, note: AdminNote },
 }
@@ -90,6 +102,15 @@ pub enum ControlOutcome {
     Refused(Refusal),
 }
 
+/// Which slots a journal owns; opaque here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlotClaim {
+    /// The node's name when it claimed, and the version of its map.
+    pub node: String,
+    pub version: u64,
+    pub slots: String,
+}
+
 /// A sale and where it stands.
 #[derive(Clone, Debug)]
 pub struct ControlSale {
@@ -107,13 +128,24 @@ pub struct ControlSale {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ItemStock {
     pub total: u64,
+    /// Cumulative, known to the home journal alone.
+    pub added: u64,
     /// To this journal, cumulative.
     pub granted: u64,
     /// By this journal, cumulative.
     pub returned: u64,
+    /// Of the pool, and the fingerprint of its server; 0: none seen yet.
+    pub epoch: u32,
+    pub server: KeyHash,
+    /// Whether the total is this journal's to change.
+    pub is_home: bool,
 }
 
 impl ItemStock {
+    /// Taken off the total, cumulative; known to the home journal alone.
+    pub fn withdrawn(&self) -> u64 {
+        self.added.saturating_sub(self.total)
+    }
     /// What this journal holds or has sold.
     pub fn here(&self) -> u64 {
         self.granted - self.returned
@@ -142,6 +174,7 @@ pub struct ControlState {
     pub(super) sale_of_item: Vec<SaleIndex>,
     /// Keys of stock changes.
     pub(super) keys: AgedKeys<StockEntry>,
+    pub(super) claim: Option<SlotClaim>,
     pub(super) record_count: u64,
     pub(super) record_checksum: u64,
 }
@@ -168,6 +201,10 @@ impl ControlState {
     /// By number.
     pub fn items(&self) -> &[ItemStock] {
         &self.items
+    }
+    /// The slots that this journal owns, where it is one of several.
+    pub fn claim(&self) -> Option<&SlotClaim> {
+        self.claim.as_ref()
     }
     pub fn sale_of_item(&self, item: ItemIndex) -> Option<SaleIndex> {
         self.sale_of_item.get(item.get() as usize).copied()
@@ -198,7 +235,8 @@ impl ControlState {
         key: KeyHash,
     ) -> Option<ControlOutcome> {
         let entry = self.keys.get(key)?;
-        if (entry.item, entry.added, entry.asked) != (item, added, asked) {
+        let is_same = entry.asked == asked || entry.asked == ASKED_UNKNOWN;
+        if (entry.item, entry.added, is_same) != (item, added, true) {
             return Some(refused(Code::KeyReused));
         }
         let StockEntry { quantity, total, .. } = *entry;
@@ -214,7 +252,9 @@ impl ControlState {
         effects: &mut Effects,
     ) -> ControlOutcome {
         match command {
-            ControlCommand::DefineSale { sale, note } => self.define(now, sale, note, effects),
+            ControlCommand::DefineSale { sale, is_home, note } => {
+                self.define(now, sale, *is_home, note, effects)
+            }
             ControlCommand::Change { sale, change, note } => {
                 self.change(now, *sale, *change, note, effects)
             }
@@ -230,6 +270,24 @@ impl ControlState {
             ControlCommand::Return { item, quantity, epoch } => {
                 self.give_up(now, *item, *quantity, *epoch, effects)
             }
+            ControlCommand::SeeEpoch { item, epoch, server } => {
+                let known = self.items.get(item.get() as usize);
+                if known.is_none_or(|stock| *epoch <= stock.epoch) {
+                    return refused(Code::Invalid);
+                }
+                let (item, epoch, server) = (*item, *epoch, *server);
+                self.emit(&EpochSeen { item, epoch, server, at: now }.into(), effects);
+                ControlOutcome::Noted
+            }
+            ControlCommand::SeeTotal { item, total } => {
+                let known = self.items.get(item.get() as usize);
+                if known.is_none_or(|stock| stock.is_home || stock.here() > *total) {
+                    return refused(Code::Invalid);
+                }
+                self.emit(&TotalSeen { item: *item, total: *total, at: now }.into(), effects);
+                ControlOutcome::Noted
+            }
+            ControlCommand::ClaimSlots { claim } => self.claim_slots(now, claim, effects),
             ControlCommand::Imported { rows, opened, existing, content, note } => {
                 let (rows, opened, existing) = (*rows, *opened, *existing);
                 let (content, note) = (*content, note.clone());
@@ -272,6 +330,7 @@ impl ControlState {
         &mut self,
         now: NodeTime,
         sale: &Arc<ValidSale>,
+        is_home: bool,
         note: &AdminNote,
         effects: &mut Effects,
     ) -> ControlOutcome {
@@ -292,7 +351,9 @@ impl ControlState {
             note: note.clone(),
         };
         self.emit(&record.into(), effects);
-        for (item, definition) in (first_item..).zip(&sale.definition().items) {
+        // No record, no stock of its own: what tells a home journal from others for ever.
+        let items = if is_home { &sale.definition().items[..] } else { &[] };
+        for (item, definition) in (first_item..).zip(items) {
             let record = StockChanged {
                 item: ItemIndex::new(item),
                 added: true,
@@ -358,8 +419,10 @@ impl ControlState {
         if sale.phase >= SalePhase::Ended {
             return refused(Code::SaleEnded);
         }
-        let total = self.items[item.get() as usize].total.checked_add(u64::from(quantity.get()));
-        let Some(total) = total.filter(|_| quantity > Quantity::ZERO) else {
+        let stock = self.items[item.get() as usize];
+        let total = stock.total.checked_add(u64::from(quantity.get()));
+        let is_valid = quantity > Quantity::ZERO && stock.is_home;
+        let Some(total) = total.filter(|_| is_valid) else {
             return refused(Code::Invalid);
         };
         let record = StockChanged {
@@ -385,21 +448,17 @@ impl ControlState {
         note: &AdminNote,
         effects: &mut Effects,
     ) -> ControlOutcome {
-        if let Some(answer) = self.stock_answer(item, false, asked, key) {
-            effects.give_back(item, u64::from(taken.get()));
+        if let Some(answer) = self.stock_answer(item, false, asked, key)
+            && !planted::is(Bug::WithdrawTwice)
+        {
             return answer;
         }
         let Some(stock) = self.items.get(item.get() as usize).copied() else {
             return refused(Code::ItemNotFound);
         };
         let units = u64::from(taken.get());
-        if asked == Quantity::ZERO || taken > asked || units > stock.here() {
-            effects.give_back(item, units);
+        if asked == Quantity::ZERO || taken > asked || units > stock.pool() || !stock.is_home {
             return refused(Code::Invalid);
-        }
-        if units > 0 {
-            let returned = stock.returned + units;
-            self.emit(&Returned { item, returned, epoch: 0, at: now }.into(), effects);
         }
         let total = stock.total - units;
         let record = StockChanged {
@@ -428,7 +487,8 @@ impl ControlState {
             return refused(Code::ItemNotFound);
         };
         if granted > stock.granted {
-            if granted - stock.returned > stock.total {
+            // † Rebuild: a grant of an older epoch may be granted to another in the newer one.
+            if granted - stock.returned > stock.total || epoch < stock.epoch {
                 return refused(Code::Invalid);
             }
             self.emit(&Granted { item, granted, epoch, at: now }.into(), effects);
@@ -456,6 +516,22 @@ impl ControlState {
         let returned = stock.returned + units;
         self.emit(&Returned { item, returned, epoch, at: now }.into(), effects);
         self.lease(item)
+    }
+
+    fn claim_slots(
+        &mut self,
+        now: NodeTime,
+        claim: &SlotClaim,
+        effects: &mut Effects,
+    ) -> ControlOutcome {
+        match &self.claim {
+            Some(known) if known == claim => return ControlOutcome::Noted,
+            Some(_) => return refused(Code::Invalid),
+            None => {}
+        }
+        let SlotClaim { node, version, slots } = claim.clone();
+        self.emit(&SlotsClaimed { node, version, slots, at: now }.into(), effects);
+        ControlOutcome::Noted
     }
 
     fn lease(&self, item: ItemIndex) -> ControlOutcome {

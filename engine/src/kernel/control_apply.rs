@@ -5,7 +5,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::catalog::SalePhase;
-use super::control::{ControlSale, ControlState, ItemStock, NO_KEY, StockEntry};
+use super::control::{ControlSale, ControlState, ItemStock, NO_KEY, SlotClaim, StockEntry};
 use super::definition::{DefinitionError, ValidSale};
 use super::record::{Record, RecordError, SaleChange, SaleChanged, SaleDefined, StockChanged};
 use crate::units::{ItemIndex, NodeTime, SaleIndex};
@@ -29,6 +29,12 @@ pub enum ControlError {
     ItemUnknown(ItemIndex),
     #[error("sale {sale} cannot be {} as it stands", change.name())]
     Change { sale: SaleIndex, change: SaleChange },
+    #[error("item {item}: epoch {found} comes behind {known}, where each is above the last")]
+    Epoch { item: ItemIndex, known: u32, found: u32 },
+    #[error("item {0}: its total is this journal's own, and is not learned from the pool")]
+    Home(ItemIndex),
+    #[error("the journal's slots are claimed a second time")]
+    ClaimedTwice,
     #[error("item {item}: the record says {field} is {found}, the sum is {expected}")]
     Sum { item: ItemIndex, field: &'static str, expected: u64, found: u64 },
     #[error(
@@ -54,6 +60,28 @@ impl ControlState {
             Record::Returned(r) => {
                 let stock = self.stock(r.item)?;
                 self.set_stock(r.item, ItemStock { returned: r.returned, ..stock })?;
+            }
+            Record::EpochSeen(r) => {
+                let stock = self.stock(r.item)?;
+                if r.epoch <= stock.epoch {
+                    let (item, known, found) = (r.item, stock.epoch, r.epoch);
+                    return Err(ControlError::Epoch { item, known, found });
+                }
+                self.set_stock(r.item, ItemStock { epoch: r.epoch, server: r.server, ..stock })?;
+            }
+            Record::TotalSeen(r) => {
+                let stock = self.stock(r.item)?;
+                if stock.is_home {
+                    return Err(ControlError::Home(r.item));
+                }
+                self.set_stock(r.item, ItemStock { total: r.total, ..stock })?;
+            }
+            Record::SlotsClaimed(r) => {
+                if self.claim.is_some() {
+                    return Err(ControlError::ClaimedTwice);
+                }
+                let (node, version, slots) = (r.node.clone(), r.version, r.slots.clone());
+                self.claim = Some(SlotClaim { node, version, slots });
             }
             Record::ChangeSeen(_) => return Ok(()),
             Record::Imported(_) => {}
@@ -135,7 +163,9 @@ impl ControlState {
             let (item, found) = (r.item, r.total_after);
             return Err(ControlError::Sum { item, field: "total", expected, found });
         }
-        self.set_stock(r.item, ItemStock { total: r.total_after, ..stock })?;
+        let total = r.total_after;
+        let added = if r.added { stock.added.saturating_add(units) } else { stock.added };
+        self.set_stock(r.item, ItemStock { total, added, is_home: true, ..stock })?;
         if r.key != NO_KEY {
             let entry = StockEntry {
                 item: r.item,
@@ -161,7 +191,7 @@ impl ControlState {
             && to.returned <= to.granted
             && to.granted - to.returned <= to.total;
         if !fits {
-            let ItemStock { total, granted, returned } = to;
+            let ItemStock { total, granted, returned, .. } = to;
             return Err(ControlError::Stock { item, total, granted, returned });
         }
         self.items[item.get() as usize] = to;

@@ -1,18 +1,20 @@
 //! The control machine's bytes in a snapshot, and its digest.
 //!
-//! Snapshot form, version 1: as in `snapshot.rs`, varints and little-endian hashes, a count
+//! Snapshot form, version 3: as in `snapshot.rs`, varints and little-endian hashes, a count
 //! before every list. A sale's definition is its canonical JSON. The digest is the XXH3-128 of
-//! the snapshot form: every list in it has one order.
+//! the snapshot form: every list in it has one order. Version 1, which is still read, knew one
+//! node: its items have no epoch, are at home, and nothing was ever withdrawn. Version 2 knew no
+//! claim of slots.
 
 use std::sync::Arc;
 
 use super::bytes::{DecodeError, Reader, put64};
 use super::catalog::SalePhase;
-use super::control::{ControlSale, ControlState, ItemStock, StockEntry};
+use super::control::{ControlSale, ControlState, ItemStock, SlotClaim, StockEntry};
 use super::definition::ValidSale;
 use crate::units::{ItemIndex, KeyHash, NodeTime, Quantity};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 3;
 
 impl ControlState {
     /// Appends the snapshot form.
@@ -34,6 +36,10 @@ impl ControlState {
             put64(out, stock.total);
             put64(out, stock.granted);
             put64(out, stock.returned);
+            put64(out, stock.added);
+            out.push(u8::from(stock.is_home));
+            put64(out, u64::from(stock.epoch));
+            out.extend_from_slice(&stock.server.get().to_le_bytes());
         }
         put64(out, self.keys.len() as u64);
         for (key, at, entry) in self.keys.iter() {
@@ -45,6 +51,14 @@ impl ControlState {
             put64(out, entry.total);
             put64(out, at.get());
         }
+        out.push(u8::from(self.claim.is_some()));
+        if let Some(SlotClaim { node, version, slots }) = &self.claim {
+            put64(out, *version);
+            for text in [node, slots] {
+                put64(out, text.len() as u64);
+                out.extend_from_slice(text.as_bytes());
+            }
+        }
     }
 
     /// Takes the state back from its snapshot form, which `bytes` are exactly.
@@ -53,7 +67,7 @@ impl ControlState {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let found = reader.byte("version")?;
-        if found != VERSION {
+        if !(1..=VERSION).contains(&found) {
             return Err(DecodeError::Version { found, newest: VERSION });
         }
         let mut state = Self::new();
@@ -88,11 +102,20 @@ impl ControlState {
             let total = reader.u64("total")?;
             let granted = reader.u64("granted")?;
             let returned = reader.u64("returned")?;
+            let (mut added, mut is_home, mut epoch, mut server) =
+                (total, true, 0, KeyHash::default());
+            if found > 1 {
+                added = reader.u64("added")?;
+                is_home = flag(&mut reader, "is home")?;
+                epoch = reader.u32("epoch")?;
+                server = KeyHash::new(reader.fixed("server")?);
+            }
             if granted.checked_sub(returned).is_none_or(|here| here > total) {
                 let value = u128::from(granted);
                 return Err(DecodeError::Range { field: "granted", value });
             }
-            state.items[item] = ItemStock { total, granted, returned };
+            state.items[item] =
+                ItemStock { total, added, granted, returned, epoch, server, is_home };
         }
         for _ in 0..reader.count("stock keys", 22)? {
             let key = KeyHash::new(reader.fixed("stock key")?);
@@ -104,6 +127,12 @@ impl ControlState {
                 total: reader.u64("total")?,
             };
             state.keys.restore(key, NodeTime::new(reader.u64("at")?), entry);
+        }
+        if found > 2 && flag(&mut reader, "claim")? {
+            let version = reader.u64("version of the map")?;
+            let node = reader.text("node")?.to_owned();
+            let slots = reader.text("slots")?.to_owned();
+            state.claim = Some(SlotClaim { node, version, slots });
         }
         reader.end()?;
         Ok(state)

@@ -19,6 +19,7 @@ use super::record::{Confirmed, Held, Redeemed, Released};
 use super::redemption::Redemption;
 use super::slot::SlotState;
 use super::state::ShardState;
+use crate::planted::{self, Bug};
 use crate::units::{
     ItemIndex, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId, Slot, TakeUnits,
 };
@@ -89,6 +90,7 @@ impl ShardState {
         let at = state.members.find(member);
         if let Some(at) = at
             && let Some(first) = state.redemptions.by_key(state.members.line(at), key)
+            && !(planted::is(Bug::SecondEffect) && state.begun % 4 == 3)
         {
             return request.answer_again(slot, first);
         }
@@ -206,7 +208,9 @@ impl ShardState {
         let redemption = *state.redemptions.get(place);
         match redemption.state() {
             RedemptionState::Confirmed => Self::step_again(state, &redemption),
-            RedemptionState::Held if redemption.expires_at() <= now => {
+            RedemptionState::Held
+                if redemption.expires_at() <= now && !planted::is(Bug::ConfirmReleased) =>
+            {
                 self.release(now, slot, place, true, effects);
                 refused(Code::WrongState, RedemptionState::Expired as u64)
             }
@@ -303,7 +307,9 @@ impl ShardState {
             at: now,
         };
         state.apply_released(&record).expect("the record was made from this state");
-        effects.record(state, |out| record.encode(slot, out));
+        if !(expired && planted::is(Bug::ExpireWithoutRecord)) {
+            effects.record(state, |out| record.encode(slot, out));
+        }
         effects.given_back.push((item, quantity));
         self.count_mut(item).held -= u64::from(quantity.get());
         free_after
@@ -339,7 +345,9 @@ impl Request {
         if !is_same {
             return refused(Code::KeyReused, 0);
         }
-        let view = first.view(slot, first.first_state(), first.first_balance());
+        let is_now = planted::is(Bug::ReplayShowsNow);
+        let state = if is_now { first.state() } else { first.first_state() };
+        let view = first.view(slot, state, first.first_balance());
         Outcome::Redemption { view, replayed: true }
     }
 }

@@ -8,6 +8,7 @@ use super::effects::Effects;
 use super::record::{AdminNote, Credited, Debited, Opened, Reversed};
 use super::slot::{AdminEntry, AdminTarget, SlotState};
 use super::state::ShardState;
+use crate::planted::{self, Bug};
 use crate::units::{KeyHash, MemberId, NodeTime, Points, RedemptionId, Slot};
 
 impl ShardState {
@@ -64,6 +65,9 @@ impl ShardState {
         let view = state.view(place, free_after);
         let counts = self.count_mut(item);
         counts.confirmed -= u64::from(quantity.get());
+        if planted::is(Bug::ReturnTwice) || planted::is(Bug::RetiredSoldAgain) && !units_back {
+            effects.given_back.push((item, quantity));
+        }
         if units_back {
             effects.given_back.push((item, quantity));
             effects.confirmed.push((item, -i64::from(quantity.get())));

@@ -22,7 +22,10 @@ impl ShardState {
             None => self.slot(id.slot()).redemption(id),
         };
         let Some(place) = place else {
-            return refused(Code::RedemptionNotFound, 0);
+            // Nobody has a redemption in a slot that is not their own.
+            let is_possible = member.is_none_or(|member| Slot::of(member) == id.slot());
+            let forgotten = if is_possible { self.slot(id.slot()).forgotten_sales() } else { 0 };
+            return refused(Code::RedemptionNotFound, forgotten);
         };
         Outcome::Redemption { view: self.slot(id.slot()).view_now(place), replayed: false }
     }
@@ -34,8 +37,9 @@ impl ShardState {
         limit: u16,
     ) -> Outcome {
         let state = self.slot(Slot::of(member));
+        let forgotten_sales = state.forgotten_sales();
         let Some(at) = state.members.find(member) else {
-            return Outcome::Redemptions(Vec::new());
+            return Outcome::Redemptions { views: Vec::new(), forgotten_sales };
         };
         let line = state.members.line(at);
         // A page goes on behind its last redemption at once, if that is still remembered.
@@ -47,7 +51,7 @@ impl ShardState {
         let is_before = |r: &&Redemption| before.is_none_or(|id| r.slot_seq() < id.slot_seq());
         let view = |r: &Redemption| r.view(state.slot, r.state(), line.free());
         let page = chain.filter(is_before).take(usize::from(limit)).map(view);
-        Outcome::Redemptions(page.collect())
+        Outcome::Redemptions { views: page.collect(), forgotten_sales }
     }
 
     pub(super) fn read_key(&self, member: MemberId, key: KeyHash) -> Outcome {
@@ -55,7 +59,7 @@ impl ShardState {
         let line = state.members.find(member).map(|at| state.members.line(at));
         let found = line.and_then(|line| Some((line, state.redemptions.by_key(line, key)?)));
         let Some((line, redemption)) = found else {
-            return refused(Code::RedemptionNotFound, 0);
+            return refused(Code::RedemptionNotFound, state.forgotten_sales());
         };
         let view = redemption.view(state.slot, redemption.state(), line.free());
         Outcome::Redemption { view, replayed: false }

@@ -313,6 +313,16 @@ records! {
     38 Imported "imported" {
         rows: u64, opened: u64, existing: u64, content: KeyHash, at: NodeTime, note: AdminNote,
     }
+    /// The item's pool stands at this epoch, on the server with this fingerprint: from here on
+    /// this journal takes no grant of an older one.
+    39 EpochSeen "epoch-seen" { item: ItemIndex, epoch: u32, server: KeyHash, at: NodeTime }
+    /// The item's total, as a journal that is not its sale's home learned it from the pool.
+    40 TotalSeen "total-seen" { item: ItemIndex, total: u64, at: NodeTime }
+    /// This journal owns these slots, for good: claimed in the database before, as the node of
+    /// this name by this version of the map. The slots are in the settings' spelling.
+    41 SlotsClaimed "slots-claimed" {
+        node: String, version: u64, slots: String, at: NodeTime,
+    }
 }
 
 fn begin(kind: u8, slot: Slot, out: &mut Vec<u8>) -> usize {

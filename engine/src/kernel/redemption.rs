@@ -15,6 +15,8 @@ use crate::units::{ItemIndex, KeyHash, MemberId, NodeTime, Points, Quantity, Red
 
 /// Redemptions per chunk: what is written stays where it is, so growth copies nothing.
 const CHUNK_LEN: usize = 32;
+/// Redemptions that a slot may have memory ready for: 256 MiB over all slots.
+const READY_MAX: usize = 896;
 /// Members with more remembered redemptions than this have their keys indexed.
 const CHAIN_MAX: u32 = 12;
 const HOLD: u64 = 1 << 8;
@@ -58,6 +60,21 @@ pub(super) struct Begun {
 }
 
 impl Redemption {
+    /// Fills memory that is to be written before it is needed. Not zeros: an allocator may hand
+    /// those out without ever touching the memory.
+    const NEVER: Self = Self {
+        member: u64::MAX,
+        key: [u64::MAX; 2],
+        id_low: u64::MAX,
+        id_ms_and_state: u64::MAX,
+        points: u64::MAX,
+        first_balance: u64::MAX,
+        item: u32::MAX,
+        quantity: u32::MAX,
+        before: u32::MAX,
+        ttl_ms: u32::MAX,
+    };
+
     pub fn new(begun: &Begun) -> Self {
         let key = begun.key.get();
         let state = begun
@@ -145,6 +162,9 @@ pub(super) struct Redemptions {
     tail: Vec<Redemption>,
     /// Chunks of [`CHUNK_LEN`] each.
     full: Vec<Vec<Redemption>>,
+    /// Empty chunks whose memory has been written to before: a first touch of memory asks the
+    /// operating system for a page of it, which costs more than a decision.
+    ready: Vec<Vec<Redemption>>,
     /// Places of the redemptions of members with long chains, by key.
     long_chains: HashTable<u32>,
     /// The balance answered to the confirmation or cancellation of a hold, by slot sequence
@@ -218,9 +238,21 @@ impl Redemptions {
         }
     }
 
+    /// Makes memory ready for so many redemptions more, within [`READY_MAX`].
+    pub fn make_ready(&mut self, redemptions: usize) {
+        let chunks = redemptions.min(READY_MAX).div_ceil(CHUNK_LEN);
+        self.full.reserve(chunks);
+        while self.ready.len() < chunks {
+            let mut chunk = vec![Redemption::NEVER; CHUNK_LEN];
+            chunk.clear();
+            self.ready.push(chunk);
+        }
+    }
+
     #[cold]
     fn next_chunk(&mut self) {
-        let full = std::mem::replace(&mut self.tail, Vec::with_capacity(CHUNK_LEN));
+        let next = self.ready.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK_LEN));
+        let full = std::mem::replace(&mut self.tail, next);
         if !full.is_empty() {
             self.full.push(full);
         }
@@ -292,4 +324,24 @@ impl Redemptions {
 
 fn key_hash(key: KeyHash) -> u64 {
     (key.get() >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_made_ready_is_used_before_any_other_and_bounded() {
+        let mut redemptions = Redemptions::default();
+        redemptions.make_ready(CHUNK_LEN + 1);
+        assert_eq!(redemptions.ready.len(), 2);
+        redemptions.make_ready(1);
+        assert_eq!(redemptions.ready.len(), 2, "what is ready already counts");
+        let first = redemptions.ready.last().map(Vec::as_ptr);
+        redemptions.next_chunk();
+        assert_eq!((Some(redemptions.tail.as_ptr()), redemptions.ready.len()), (first, 1));
+        assert_eq!(redemptions.len(), 0);
+        redemptions.make_ready(usize::MAX);
+        assert_eq!(redemptions.ready.len(), READY_MAX / CHUNK_LEN);
+    }
 }

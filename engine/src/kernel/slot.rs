@@ -166,6 +166,11 @@ impl SlotState {
         &self.dropped_sales
     }
 
+    /// How many sales were dropped here.
+    pub fn forgotten_sales(&self) -> u64 {
+        self.dropped_sales.len() as u64
+    }
+
     /// Whether the keys of the sale were dropped here.
     pub(super) fn has_dropped(&self, sale: SaleIndex) -> bool {
         !self.dropped_sales.is_empty() && self.dropped_sales.binary_search(&sale).is_ok()
@@ -193,6 +198,13 @@ impl SlotState {
             }
         }
         counts
+    }
+
+    /// Units of remembered redemptions that were reversed, retired ones included.
+    pub fn reversed_units(&self) -> impl Iterator<Item = (ItemIndex, u64)> {
+        let is_reversed = |state| state == RedemptionState::Reversed;
+        let reversed = self.redemptions.iter().filter(move |r| is_reversed(r.state()));
+        reversed.map(|r| (r.item(), u64::from(r.quantity().get())))
     }
 
     /// The slot's sums. Walks its members.

@@ -143,6 +143,16 @@ impl ShardState {
         lines(at + PREFETCH_GROUP);
     }
 
+    /// Makes memory ready for what a slot may see of `units` more units on sale, spread over all
+    /// slots: the mean, and what chance adds to it.
+    ///
+    /// Panics: another shard owns the slot.
+    pub fn make_ready(&mut self, slot: Slot, units: u64) {
+        let mean = usize::try_from(units / SLOT_COUNT as u64).unwrap_or(usize::MAX);
+        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
+        state.redemptions.make_ready(mean.saturating_add(4 * mean.isqrt() + 1));
+    }
+
     /// When the next hold may end. It may have ended otherwise by then.
     pub fn next_expiry(&self) -> Option<NodeTime> {
         self.expiries.peek().map(|Reverse((at, ..))| *at)

@@ -300,8 +300,10 @@ impl Effects {
                 let amount = Some(r.opened.cast_signed());
                 self.admin(at, "imported", r.at, &r.note, |c| c.amount = amount);
             }
-            // Which shard has seen what, and which keys are forgotten, no table tells; records of
-            // members were told apart before.
+            // Which shard has seen what, which keys are forgotten and which epoch a pool stands at,
+            // no table tells. Nor the total that a journal learned from the pool: it stands with
+            // the sale's home, so that a sum over journals counts it once. Records of members were
+            // told apart before.
             _ => {}
         }
         Ok(())

@@ -11,7 +11,7 @@ use super::store::{Store, StoreError, Stream};
 use super::writer::{ShardWriter, Watermarks, WriterSettings};
 use crate::ship::frames::FrameSource;
 use crate::ship::log::{Log, LogError};
-use crate::ship::partition::DatabaseShard;
+use crate::ship::partition::{DatabaseShard, Partition};
 use crate::ship::tail::JournalLog;
 
 /// A writer of the embedded default.
@@ -69,13 +69,12 @@ pub(super) fn writer_of<F: FrameSource, S: Store, L: Log>(
     let shard = store.shard();
     let failed = |source| OpenError::Store { shard, source };
     let expected = source.head().journal;
-    let layout = status.layout();
-    let open_log = |stored: &Watermarks| {
-        let watermark = |partition| {
-            let stream = Stream { journal: expected, partition };
-            (partition, stored.get(&stream).copied().unwrap_or_default().seq)
+    let open_log = |held: &[Partition], stored: &Watermarks| {
+        let watermark = |partition: &Partition| {
+            let stream = Stream { journal: expected, partition: *partition };
+            (*partition, stored.get(&stream).copied().unwrap_or_default().seq)
         };
-        wrap(JournalLog::new(source, layout.partitions(shard).map(watermark)))
+        wrap(JournalLog::new(source, held.iter().map(watermark)))
     };
     let writer = ShardWriter::open(store, settings, status.clone(), open_log).map_err(failed)?;
     if let Some(found) = writer.journals().find(|found| *found != expected) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::store::{
     Letter, LetterId, RewindRequest, Store, StoreBatch, StoreError, Stream, WatermarkRow,
 };
+use crate::ship::holdings::Holdings;
 use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Partition};
 use crate::units::Seq;
@@ -44,6 +45,9 @@ impl LazyStore {
 impl Store for LazyStore {
     fn shard(&self) -> DatabaseShard {
         self.shard
+    }
+    fn holdings(&mut self) -> Result<Holdings, StoreError> {
+        self.with(|s| s.holdings())
     }
     fn watermarks(&mut self) -> Result<Vec<WatermarkRow>, StoreError> {
         self.with(|s| s.watermarks())

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use super::apply::{At, DataError, Effects};
 use super::store::{Letter, LetterId, Offsets, Store, StoreBatch, StoreError};
 use crate::kernel::record::Record;
+use crate::ship::holdings::MapVersion;
 use crate::units::{MemberId, Slot};
 
 /// Letters read at a time.
@@ -39,12 +40,14 @@ pub fn each<S: Store + ?Sized>(
     }
 }
 
-/// Applies one letter in a transaction of its own.
+/// Applies one letter in a transaction of its own. `map`: by which its partition is here.
 ///
-/// Errors: `Data` where it does not fit, `LetterGone` where it was applied meanwhile.
+/// Errors: `Map` where partitions have moved since, `Data` where it does not fit, `LetterGone`
+/// where it was applied meanwhile.
 pub fn apply<S: Store + ?Sized>(
     store: &mut S,
     effects: &mut Effects,
+    map: MapVersion,
     id: LetterId,
     letter: &Letter,
 ) -> Result<(), StoreError> {
@@ -54,6 +57,7 @@ pub fn apply<S: Store + ?Sized>(
     let at = At { journal: letter.stream.journal, seq: letter.seq, slot: letter.slot };
     effects.add(at, &record, &letter.record)?;
     store.apply(&StoreBatch {
+        map,
         moves: &[],
         effects,
         letters: &[],
@@ -67,13 +71,19 @@ pub fn retry<S: Store + ?Sized>(store: &mut S) -> Result<Vec<(LetterId, Tried)>,
     let mut effects = Effects::default();
     let (mut members, mut slots) = (HashSet::<MemberId>::new(), HashSet::<Slot>::new());
     let mut tried = Vec::new();
+    let map = store.holdings()?;
     each(store, |store, id, letter| {
+        if !map.holds(letter.stream.partition) {
+            // It is tried where its partition has gone.
+            tried.push((id, Tried::Parked));
+            return Ok(());
+        }
         let is_held = slots.contains(&letter.slot)
             || letter.member.is_some_and(|member| members.contains(&member));
         let outcome = if is_held {
             Tried::Parked
         } else {
-            match apply(store, &mut effects, id, &letter) {
+            match apply(store, &mut effects, map.version, id, &letter) {
                 Ok(()) | Err(StoreError::LetterGone(_)) => Tried::Applied,
                 Err(StoreError::Data(error)) => {
                     store.letter_failed(id, &error.to_string())?;

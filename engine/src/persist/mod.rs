@@ -7,12 +7,14 @@
 //! the default together: the journal itself as the log, `SQLite` files as database shards.
 
 pub mod apply;
+pub mod claims;
 pub mod driver;
 pub mod embedded;
 pub mod lazy;
 pub mod letters;
 pub mod lost_tail;
 pub mod mysql;
+pub mod routes;
 pub mod rows;
 pub mod sqlite;
 pub mod status;

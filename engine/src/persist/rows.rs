@@ -110,6 +110,15 @@ pub struct LedgerRow {
     pub at: NodeTime,
 }
 
+/// What was taken out of the ledger into files, of one member and account.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ArchivedBalance {
+    pub journal: JournalId,
+    pub member: MemberId,
+    pub account: LedgerAccount,
+    pub amount: i64,
+}
+
 /// A redemption as it stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RedemptionRow {

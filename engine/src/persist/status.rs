@@ -1,10 +1,14 @@
 //! How far persist is: read by the journal (which segments may go), by metrics, and by whoever
 //! waits for the database shards to catch up.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::lost_tail::Opening;
+use super::routes::Routes;
+use super::store::WatermarkRow;
+use crate::planted::{self, Bug};
 use crate::ship::gap::Alarm;
 use crate::ship::log::Head;
 use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
@@ -30,6 +34,8 @@ pub struct ShardStatus {
     pub alarm_count: AtomicU64,
     /// Letters not applied yet, parked ones included.
     pub letters: AtomicU64,
+    /// What its first answer says against the journal's opening.
+    contradiction: OnceLock<Option<Alarm>>,
     alarms: Mutex<Vec<String>>,
     last_error: Mutex<Option<String>>,
 }
@@ -37,6 +43,12 @@ pub struct ShardStatus {
 /// How far persist is, in all its database shards.
 pub struct PersistStatus {
     layout: Layout,
+    routes: Routes,
+    /// Of this node's journal, where it has one.
+    opening: OnceLock<Opening>,
+    /// Per partition: it is shipped, since some database shard said how far it has it. Relaxed:
+    /// written and read by the thread that asks the databases, or set before others ask them.
+    is_begun: [AtomicBool; PARTITION_COUNT],
     shards: Vec<ShardStatus>,
     head_seq: AtomicU64,
     head_node_ms: AtomicU64,
@@ -70,6 +82,7 @@ impl ShardStatus {
             rewinds: AtomicU64::new(0),
             alarm_count: AtomicU64::new(0),
             letters: AtomicU64::new(0),
+            contradiction: OnceLock::new(),
             alarms: Mutex::new(Vec::new()),
             last_error: Mutex::new(None),
         }
@@ -117,6 +130,9 @@ impl PersistStatus {
     pub fn new(layout: Layout) -> Self {
         Self {
             layout,
+            routes: Routes::default(),
+            opening: OnceLock::new(),
+            is_begun: [const { AtomicBool::new(false) }; PARTITION_COUNT],
             shards: layout.shards().map(|_| ShardStatus::new()).collect(),
             head_seq: AtomicU64::new(0),
             head_node_ms: AtomicU64::new(0),
@@ -125,8 +141,49 @@ impl PersistStatus {
             moved_signal: Condvar::new(),
         }
     }
+    /// How many database shards there are, by the settings. Where partitions lie, `routes` knows.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+    /// How the journal stood when this node opened it: the databases must not know more of it.
+    pub fn opening(&self) -> Option<Opening> {
+        self.opening.get().copied()
+    }
+    /// Notes how the journal was opened, before anything is written.
+    pub fn set_opening(&self, opening: Opening) {
+        let _ = self.opening.set(opening);
+    }
+    /// A partition is shipped from here on: records of this opening may be stored anywhere.
+    pub(super) fn begin(&self, partition: Partition) {
+        self.is_begun[partition.index()].store(true, Ordering::Relaxed);
+    }
+    /// What a database shard's first answer says against the opening of this node's journal: that
+    /// it knows more of it than the journal did itself.
+    ///
+    /// † Not what this opening has written meanwhile: a database shard that answers late may have
+    /// records of partitions that are shipped since another one answered, stored by a persist
+    /// process elsewhere [it was taken for an old copy, and nothing was shipped for it any more].
+    pub(super) fn contradiction(
+        &self,
+        shard: DatabaseShard,
+        rows: &[WatermarkRow],
+    ) -> Option<Alarm> {
+        let opening = self.opening()?;
+        let is_ours = |row: &WatermarkRow| {
+            let is_begun = &self.is_begun[row.stream.partition.index()];
+            row.watermark.incarnation == opening.next
+                && is_begun.load(Ordering::Relaxed)
+                && !planted::is(Bug::OwnTakenForCopy)
+        };
+        let compare = || {
+            let row = rows.iter().find(|row| opening.is_behind(row) && !is_ours(row))?;
+            let (watermark, incarnation) = (row.watermark, opening.next);
+            Some(Alarm::OldCopy { watermark, incarnation, seq: opening.last.next() })
+        };
+        *self.shard(shard).contradiction.get_or_init(compare)
+    }
+    pub fn routes(&self) -> &Routes {
+        &self.routes
     }
     pub fn shard(&self, shard: DatabaseShard) -> &ShardStatus {
         &self.shards[shard.index()]
@@ -137,13 +194,25 @@ impl PersistStatus {
     /// Everything up to here is in the database shards: segments below may go, as far as they
     /// are concerned (I9).
     pub fn persisted_through(&self) -> Seq {
-        self.shards().map(|(shard, _)| self.shard_through(shard)).min().unwrap_or_default()
+        let is_mapped =
+            Partition::all().all(|p| p == Partition::CONTROL || self.routes.owner(p).is_some());
+        if !is_mapped {
+            return Seq::NONE;
+        }
+        self.shards().filter_map(|(shard, _)| self.through(shard)).min().unwrap_or_default()
     }
-    /// The same, of one database shard.
+    /// The same, of one database shard. One that holds nothing yet has it all.
     pub fn shard_through(&self, shard: DatabaseShard) -> Seq {
+        self.through(shard).unwrap_or(Seq::new(self.head_seq.load(Ordering::Relaxed)))
+    }
+    /// `None`: it holds nothing.
+    fn through(&self, shard: DatabaseShard) -> Option<Seq> {
+        if !self.routes.has_heard(shard) {
+            return Some(Seq::NONE);
+        }
         let status = self.shard(shard);
-        let partitions = self.layout.partitions(shard);
-        partitions.map(|p| status.persisted(p)).min().unwrap_or_default()
+        let partitions = Partition::all().filter(|p| self.routes.reads(shard, *p));
+        partitions.map(|p| status.persisted(p)).min()
     }
     pub fn lag(&self) -> Lag {
         let head = self.head_seq.load(Ordering::Relaxed);

@@ -5,9 +5,11 @@ use thiserror::Error;
 
 use super::apply::{DataError, Effects};
 use super::rows::{
-    AccountRow, AdminChange, ItemRow, LedgerRow, RedemptionRow, SlotSum, StockRow, StoredSale,
+    AccountRow, AdminChange, ArchivedBalance, ItemRow, LedgerRow, RedemptionRow, SlotSum, StockRow,
+    StockSums, StoredSale,
 };
 use crate::ship::gap::Watermark;
+use crate::ship::holdings::{Holdings, MapError, MapVersion};
 use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Partition};
 use crate::units::{
@@ -90,6 +92,8 @@ pub struct LetterId(pub i64);
 /// What one transaction does, all of it or nothing.
 #[derive(Debug)]
 pub struct StoreBatch<'a> {
+    /// The map that the batch was made by; checked before anything else.
+    pub map: MapVersion,
     /// Compared first, and moved last.
     pub moves: &'a [WatermarkMove],
     pub effects: &'a Effects,
@@ -109,6 +113,11 @@ pub enum StoreError {
         stream.journal.get(), stream.partition.get()
     )]
     Watermark { stream: Stream, expected: Watermark, found: Watermark },
+    #[error(
+        "its map is version {}, the batch was made by version {}: partitions have moved",
+        found.get(), expected.get()
+    )]
+    Map { expected: MapVersion, found: MapVersion },
     #[error("a record does not fit what is stored: {0}")]
     Data(#[from] DataError),
     #[error("the database cannot be written or read just now: {0}")]
@@ -126,6 +135,15 @@ pub enum StoreError {
     OtherJournal { found: JournalId, expected: JournalId },
     #[error("it is database shard {found}, not {expected}: they were exchanged or renumbered")]
     WrongShard { expected: String, found: String },
+    #[error(
+        "its partitions went to database shard {}, which the settings do not name: give them all \
+         database shards", .0.get()
+    )]
+    UnknownShard(DatabaseShard),
+    #[error("{0}")]
+    Settings(String),
+    #[error(transparent)]
+    Layout(#[from] MapError),
     #[error("letter {0:?} was applied or taken away meanwhile")]
     LetterGone(LetterId),
     #[error("a stored row cannot be read: {0}")]
@@ -143,12 +161,29 @@ impl StoreError {
 pub trait Store: Send {
     fn shard(&self) -> DatabaseShard;
 
+    /// What this database shard holds, read anew.
+    fn holdings(&mut self) -> Result<Holdings, StoreError>;
+
     /// Every watermark there is, read anew.
     fn watermarks(&mut self) -> Result<Vec<WatermarkRow>, StoreError>;
 
+    /// What is held, and the watermarks as of one map.
+    fn standing(&mut self) -> Result<(Holdings, Vec<WatermarkRow>), StoreError> {
+        loop {
+            let map = self.holdings()?;
+            let rows = self.watermarks()?;
+            // A partition that left in between has taken its watermarks along.
+            if self.holdings()? == map {
+                return Ok((map, rows));
+            }
+        }
+    }
+
     /// Applies a batch in one transaction.
     ///
-    /// Errors: `Watermark` when a watermark is not where it was expected: nothing was applied,
+    /// Errors: `Map` when it was made by another map than the database has: nothing was applied,
+    /// and the caller reads it again. `Watermark` when a watermark is not where it was expected:
+    /// nothing was applied,
     /// and the caller reads them again. `Data` when a row does not fit: nothing was applied.
     /// `Unavailable`: nothing is known; the expected watermark tells at the next try.
     fn apply(&mut self, batch: &StoreBatch<'_>) -> Result<(), StoreError>;
@@ -178,6 +213,9 @@ pub trait Store: Send {
 impl<S: Store + ?Sized> Store for Box<S> {
     fn shard(&self) -> DatabaseShard {
         (**self).shard()
+    }
+    fn holdings(&mut self) -> Result<Holdings, StoreError> {
+        (**self).holdings()
     }
     fn watermarks(&mut self) -> Result<Vec<WatermarkRow>, StoreError> {
         (**self).watermarks()
@@ -259,6 +297,9 @@ pub trait StoreReader: Send {
         limit: u16,
     ) -> Result<Vec<LedgerRow>, StoreError>;
 
+    /// What it holds; of a replica: as that one knows.
+    fn holdings(&self) -> Result<Holdings, StoreError>;
+
     /// How far it is; of a replica: how far that one is.
     fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError>;
 
@@ -271,6 +312,9 @@ pub trait StoreReader: Send {
 
 /// A database shard as of one moment: the rows belong to the watermarks.
 pub trait ConsistentRead {
+    fn holdings(&self) -> Result<Holdings, StoreError>;
+    /// Which journal has claimed which slot, by slot.
+    fn claims(&self) -> Result<Vec<(Slot, JournalId)>, StoreError>;
     fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError>;
     fn stock(&self) -> Result<Vec<StockRow>, StoreError>;
     fn slots(&self) -> Result<Vec<SlotSum>, StoreError>;
@@ -278,6 +322,14 @@ pub trait ConsistentRead {
     fn letters(&self) -> Result<Vec<Letter>, StoreError>;
     fn sales(&self) -> Result<Vec<StoredSale>, StoreError>;
     fn items(&self) -> Result<Vec<ItemRow>, StoreError>;
+    /// Months that were taken out into files, by the name of their table: the first moment behind
+    /// each.
+    fn archived_months(&self) -> Result<Vec<(String, NodeTime)>, StoreError>;
+    /// What of the redemptions was taken out, by item.
+    fn archived_stock(&self) -> Result<Vec<(JournalId, ItemIndex, StockSums)>, StoreError>;
+    /// What of the ledger was.
+    fn each_archived_balance(&self, see: &mut dyn FnMut(ArchivedBalance))
+    -> Result<(), StoreError>;
     fn each_admin_change(&self, see: &mut dyn FnMut(AdminChange)) -> Result<(), StoreError>;
     fn each_account(&self, see: &mut dyn FnMut(AccountRow)) -> Result<(), StoreError>;
     fn each_redemption(&self, see: &mut dyn FnMut(RedemptionRow)) -> Result<(), StoreError>;

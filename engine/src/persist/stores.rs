@@ -33,7 +33,7 @@ pub fn open(
 
 /// One of them, once it has answered.
 ///
-/// Errors: as the store's; settings that cannot be followed are `Unavailable`.
+/// Errors: as the store's; `Settings` where those cannot be followed.
 pub fn open_one(
     config: &StoreConfig,
     folder: &Path,
@@ -43,7 +43,7 @@ pub fn open_one(
     let opened = open_unasked(config, folder, shard, layout);
     let mut store = opened.map_err(|error| match error {
         StoresError::Store { source, .. } => source,
-        other => StoreError::Unavailable(other.into()),
+        other => StoreError::Settings(other.to_string()),
     })?;
     store.watermarks()?;
     Ok(store)

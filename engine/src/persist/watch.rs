@@ -14,9 +14,9 @@ use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 
 use super::lazy::LazyStore;
 use super::status::PersistStatus;
-use super::store::{Store as _, StoreError, WatermarkRow};
+use super::store::{Store, StoreError, WatermarkRow};
 use crate::ship::kafka::driver::Standing;
-use crate::ship::partition::Layout;
+use crate::ship::partition::Partition;
 use crate::units::{JournalId, NodeTime, Seq};
 
 const EVERY: Duration = Duration::from_millis(250);
@@ -39,9 +39,10 @@ impl Watch {
         let run = move || {
             let mut stores = stores;
             let mut silent: Vec<Option<String>> = stores.iter().map(|_| None).collect();
+            let mut is_refused = vec![false; stores.len()];
             loop {
                 for (store, silent) in stores.iter_mut().zip(&mut silent) {
-                    match ask(store, journal, &status) {
+                    match ask(store, journal, &status, &mut is_refused) {
                         Ok(standing) => {
                             *silent = None;
                             // Behind a shipper that is busy the next answer will do as well.
@@ -75,18 +76,30 @@ fn note_silence(store: &LazyStore, silent: &mut Option<String>, error: &StoreErr
     }
 }
 
-fn ask(
-    store: &mut LazyStore,
+/// Asks one database shard. `is_refused` stays from one question to the next.
+///
+/// Errors: it cannot be asked now.
+pub fn ask<S: Store>(
+    store: &mut S,
     journal: JournalId,
     status: &PersistStatus,
+    is_refused: &mut [bool],
 ) -> Result<Standing, StoreError> {
     let shard = store.shard();
-    let rows = store.watermarks()?;
+    let (map, rows) = store.standing()?;
     let asked = store.rewinds()?;
+    if let Some(alarm) = status.contradiction(shard, &rows) {
+        if !std::mem::replace(&mut is_refused[shard.index()], true) {
+            tracing::error!(database_shard = shard.get(), "nothing is shipped for it: {alarm}");
+            status.shard(shard).alarm(&alarm);
+        }
+        // Its partitions are not begun, so that nothing of another history reaches it.
+        return Ok(Standing { shard, held: Vec::new(), asked: Vec::new() });
+    }
     let own: Vec<&WatermarkRow> = rows.iter().filter(|r| r.stream.journal == journal).collect();
-    let layout: Layout = status.layout();
-    let held: Vec<_> = layout
-        .partitions(shard)
+    // What is leaving is here until another has it.
+    let held: Vec<_> = Partition::all()
+        .filter(|partition| map.serves(*partition))
         .map(|partition| {
             let row = own.iter().find(|r| r.stream.partition == partition);
             (partition, row.map_or(Seq::NONE, |r| r.watermark.seq))
@@ -94,11 +107,79 @@ fn ask(
         .collect();
     let of_shard = status.shard(shard);
     for (partition, seq) in &held {
+        status.begin(*partition);
         of_shard.set_persisted(*partition, *seq);
     }
+    // Behind the figures: who is led here finds them.
+    status.routes().hear(shard, &map);
     let at = own.iter().map(|r| r.at).max();
     of_shard.set_node_time(at.unwrap_or(NodeTime::new(0)));
-    let asked = asked.iter().filter(|r| r.stream.journal == journal);
+    let asked =
+        asked.iter().filter(|r| r.stream.journal == journal && map.holds(r.stream.partition));
     let asked = asked.map(|r| (r.stream.partition, r.to)).collect();
     Ok(Standing { shard, held, asked })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::persist::apply::Effects;
+    use crate::persist::lost_tail::Opening;
+    use crate::persist::sqlite::SqliteStore;
+    use crate::persist::store::{Offsets, StoreBatch, Stream, WatermarkMove};
+    use crate::ship::gap::Watermark;
+    use crate::ship::holdings::MapVersion;
+    use crate::ship::partition::{DatabaseShard, Layout};
+    use crate::units::Incarnation;
+
+    const JOURNAL: JournalId = JournalId::new(7);
+
+    /// Stores a watermark, as a persist process elsewhere does.
+    fn stored(store: &mut SqliteStore, partition: Partition, incarnation: u32, seq: u64) {
+        let stream = Stream { journal: JOURNAL, partition };
+        let (incarnation, since, seq) =
+            (Incarnation::new(incarnation), Seq::new(seq), Seq::new(seq));
+        let next = Watermark { incarnation, since, seq };
+        let (expected, at) = (Watermark::default(), NodeTime::new(1));
+        let batch = StoreBatch {
+            map: MapVersion::FIRST,
+            moves: &[WatermarkMove { stream, expected, next, at }],
+            effects: &Effects::default(),
+            letters: &[],
+            applied: &[],
+            offsets: Offsets::default(),
+        };
+        store.apply(&batch).unwrap();
+    }
+
+    /// Whether the second database shard, which answers late, is refused.
+    fn is_refused(partition: Partition, incarnation: u32, seq: u64) -> bool {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(2).unwrap();
+        let open = |shard| SqliteStore::open(folder.path(), DatabaseShard::new(shard), layout);
+        let (mut first, mut second) = (open(0).unwrap(), open(1).unwrap());
+        let status = PersistStatus::new(layout);
+        let (next, last) = (Incarnation::new(3), Seq::new(10));
+        status.set_opening(Opening { journal: JOURNAL, next, last });
+        let mut is_refused = vec![false; 2];
+        // From here on the control partition is shipped, and the first one's own.
+        assert!(!ask(&mut first, JOURNAL, &status, &mut is_refused).unwrap().held.is_empty());
+        stored(&mut second, partition, incarnation, seq);
+        for _ in 0..2 {
+            let standing = ask(&mut second, JOURNAL, &status, &mut is_refused).unwrap();
+            assert_eq!(standing.held.is_empty(), is_refused[1]);
+        }
+        assert_eq!(status.alarms().len(), usize::from(is_refused[1]));
+        is_refused[1]
+    }
+
+    #[test]
+    fn a_database_that_answers_late_may_have_what_was_shipped_meanwhile_and_nothing_else() {
+        let (control, own) = (Partition::CONTROL, Partition::new(31).unwrap());
+        assert!(!is_refused(control, 3, 15), "this opening's own, stored by another process");
+        assert!(!is_refused(control, 2, 10));
+        assert!(is_refused(control, 2, 11), "a lost tail");
+        assert!(is_refused(control, 4, 15), "an old copy");
+        assert!(is_refused(own, 3, 15), "nothing of it was shipped before it answered");
+    }
 }

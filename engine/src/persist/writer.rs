@@ -19,12 +19,15 @@ use super::store::{
     Letter, LetterState, Offsets, Store, StoreBatch, StoreError, Stream, WatermarkMove,
 };
 use crate::kernel::record::{Record, RecordError, RecordHead};
+use crate::planted::{self, Bug};
 use crate::ship::gap::{Alarm, Verdict, Watermark};
+use crate::ship::holdings::{Holdings, MapVersion};
 use crate::ship::log::{Log, LogBatch, LogError, LogOffset, LogRecord, Mark};
-use crate::ship::partition::{DatabaseShard, Layout, Partition};
+use crate::ship::partition::{DatabaseShard, Partition};
 use crate::units::{JournalId, MemberId, Seq, Slot};
 
 mod letters;
+mod standing;
 
 use letters::Parked;
 
@@ -44,6 +47,9 @@ const TRIES: u32 = 3;
 const BACKOFF_MS: (u64, u64) = (20, 5_000);
 /// How long a rewind request may stay unanswered before it is made again. Units: milliseconds.
 const REWIND_AGAIN_MS: u64 = 5_000;
+/// How often the map of partitions is looked at, where no batch finds that it has changed.
+/// Units: milliseconds.
+const MAP_EVERY_MS: u64 = 1_000;
 /// Pause at the log's end while somebody waits. Units: milliseconds.
 const URGENT_MS: u64 = 2;
 
@@ -58,11 +64,19 @@ pub struct WriterSettings {
     pub mark_every_ms: u64,
     /// How often letters are tried again.
     pub letters_every_ms: u64,
+    /// Other nodes' journals have rows here too; their claims part them.
+    pub is_shared: bool,
 }
 
 impl Default for WriterSettings {
     fn default() -> Self {
-        Self { batch: 4096, linger_ms: 50, mark_every_ms: 1_000, letters_every_ms: 60_000 }
+        Self {
+            batch: 4096,
+            linger_ms: 50,
+            mark_every_ms: 1_000,
+            letters_every_ms: 60_000,
+            is_shared: false,
+        }
     }
 }
 
@@ -92,6 +106,9 @@ pub struct ShardWriter<L, S> {
     shard: DatabaseShard,
     settings: WriterSettings,
     status: Arc<PersistStatus>,
+    /// What the database holds, as it said last; `None` before it was asked.
+    map: Option<Holdings>,
+    map_due_ms: u64,
     /// What the database is known to have.
     committed: Watermarks,
     /// Streams of another history: nothing of them is applied until a person has looked.
@@ -118,18 +135,29 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         mut store: S,
         settings: WriterSettings,
         status: Arc<PersistStatus>,
-        open_log: impl FnOnce(&Watermarks) -> L,
+        open_log: impl FnOnce(&[Partition], &Watermarks) -> L,
     ) -> Result<Self, StoreError> {
-        let (rows, held_up) = match store.watermarks() {
-            Ok(rows) => (rows, None),
-            Err(error) if error.is_transient() => (Vec::new(), Some(error)),
+        let (map, rows, held_up) = match store.standing() {
+            Ok((map, rows)) => (Some(map), rows, None),
+            Err(error) if error.is_transient() => (None, Vec::new(), Some(error)),
             Err(error) => return Err(error),
         };
-        let committed: Watermarks = rows.iter().map(|r| (r.stream, r.watermark)).collect();
-        let log = open_log(&committed);
+        let held: Vec<_> = map.iter().flat_map(Holdings::partitions).collect();
+        let own = rows.iter().filter(|r| held.contains(&r.stream.partition));
+        let mut committed: Watermarks = own.map(|r| (r.stream, r.watermark)).collect();
+        let log = open_log(&held, &committed);
+        if settings.is_shared {
+            committed.retain(|stream, _| log.journal().is_none_or(|own| own == stream.journal));
+        }
         let mut writer = Self::unread(store, settings, status, log);
         writer.committed = committed;
+        if let Some(map) = map {
+            writer.take_map(map);
+        }
         writer.failures = 0;
+        if writer.map.is_some() {
+            writer.compare_opening(&rows);
+        }
         let loaded = held_up.map_or_else(|| writer.load_parked(), Err);
         if let Err(error) = loaded {
             if !error.is_transient() {
@@ -154,6 +182,8 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             shard,
             settings,
             status,
+            map: None,
+            map_due_ms: 0,
             committed: Watermarks::default(),
             halted: HashSet::default(),
             rewinding: HashMap::default(),
@@ -183,8 +213,9 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     pub(super) fn store(&self) -> &S {
         &self.store
     }
-    fn layout(&self) -> Layout {
-        self.status.layout()
+    /// Whether a partition is written here.
+    fn holds(&self, partition: Partition) -> bool {
+        self.map.is_some_and(|map| map.holds(partition))
     }
     fn shard_status(&self) -> &ShardStatus {
         self.status.shard(self.shard)
@@ -194,7 +225,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     pub fn has_stored(&self, seq: Seq) -> bool {
         let stored =
             |(stream, w): &(Stream, Watermark)| self.halted.contains(stream) || w.seq >= seq;
-        self.streams().iter().all(stored)
+        self.map.is_some() && self.streams().iter().all(stored)
     }
     /// The last record that the log has.
     pub fn head_seq(&self) -> Seq {
@@ -219,6 +250,11 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
 
     /// Backs off, and reads again from what the database has.
     fn failed(&mut self, error: &Failure) -> Next {
+        if let Failure::Store(StoreError::Map { .. }) = error {
+            // Nothing is wrong: the next step reads the new map first.
+            self.failures = self.failures.max(1);
+            return Next::Now;
+        }
         self.shard_status().retries.fetch_add(1, Ordering::Relaxed);
         let text = error.to_string();
         if self.shard_status().last_error().as_deref() != Some(&text) {
@@ -231,19 +267,16 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         Next::AfterMs(pause.min(BACKOFF_MS.1))
     }
 
-    /// Has the log send everything again that the database does not have.
-    fn resync(&mut self) {
-        for (stream, watermark) in &self.committed {
-            if !self.halted.contains(stream) {
-                self.log.rewind(stream.journal, stream.partition, watermark.seq);
-            }
-        }
-    }
-
     fn try_step(&mut self, now_ms: u64, is_urgent: bool) -> Result<Next, Failure> {
         if self.failures > 0 {
             // The last outcome may be unknown: what counts is what the database says.
             self.reread()?;
+        }
+        if now_ms >= self.map_due_ms {
+            self.map_due_ms = now_ms + MAP_EVERY_MS;
+            if Some(self.store.holdings()?.version) != self.map.map(|map| map.version) {
+                self.reread()?;
+            }
         }
         if now_ms >= self.letters_due_ms {
             self.letters_due_ms = now_ms + self.settings.letters_every_ms;
@@ -313,7 +346,8 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         let mut skipped = 0;
         for (index, record) in self.batch.records.iter().enumerate() {
             let stream = Stream { journal: record.journal, partition: record.partition };
-            if self.halted.contains(&stream) || judged.has_alarm(stream) {
+            let is_closed = !self.holds(stream.partition) || self.halted.contains(&stream);
+            if is_closed || judged.has_alarm(stream) {
                 continue;
             }
             let watermark = pending
@@ -341,7 +375,8 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         }
         for mark in &self.batch.marks {
             let stream = Stream { journal: mark.journal, partition: mark.partition };
-            if self.halted.contains(&stream) || judged.has_alarm(stream) {
+            let is_closed = !self.holds(stream.partition) || self.halted.contains(&stream);
+            if is_closed || judged.has_alarm(stream) {
                 continue;
             }
             let watermark = pending
@@ -415,70 +450,6 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             self.halt(stream, &Alarm::RecordsGone { watermark, first_kept });
         }
         Ok(Next::Now)
-    }
-
-    /// Every stream that is read here, also those that have no watermark yet.
-    fn streams(&self) -> Vec<(Stream, Watermark)> {
-        let journals: HashSet<_> =
-            self.committed.keys().map(|s| s.journal).chain(self.log.journal()).collect();
-        let of = |journal| {
-            self.layout().partitions(self.shard).map(move |partition| Stream { journal, partition })
-        };
-        let streams = journals.into_iter().flat_map(of);
-        streams.map(|s| (s, self.committed.get(&s).copied().unwrap_or_default())).collect()
-    }
-
-    /// Takes the watermarks as the database has them, and reads on from there.
-    fn reread(&mut self) -> Result<(), StoreError> {
-        let rows = self.store.watermarks()?;
-        if let Some(expected) = self.log.journal()
-            && let Some(other) = rows.iter().find(|r| r.stream.journal != expected)
-        {
-            let found = other.stream.journal;
-            return Err(StoreError::OtherJournal { found, expected });
-        }
-        let found: HashMap<_, _> = rows.iter().map(|r| (r.stream, r.watermark)).collect();
-        // Journals that this writer has not met yet are known by their watermarks alone.
-        for stream in found.keys() {
-            self.committed.entry(*stream).or_default();
-        }
-        let known: Vec<_> = self.streams();
-        for (stream, expected) in known {
-            let found = found.get(&stream).copied().unwrap_or_default();
-            if found == expected {
-                continue;
-            }
-            if let Some(alarm) = expected.judge_found(found) {
-                tracing::error!(database_shard = self.shard.get(), "{alarm}");
-                self.shard_status().alarm(&alarm);
-                self.ask_rewind(stream, found.seq, "the watermark went back");
-            }
-            self.committed.insert(stream, found);
-        }
-        for row in &rows {
-            self.shard_status().set_node_time(row.at);
-        }
-        self.load_parked()?;
-        self.resync();
-        let topic = self.log.topic();
-        if !topic.is_empty() {
-            let offsets = self.store.offsets(&topic)?;
-            self.log.resume(&offsets);
-        }
-        self.publish();
-        Ok(())
-    }
-
-    fn publish(&self) {
-        // Where several journals come by, and others write the same database shard too, how far
-        // it is can only be asked of the database itself: whoever wants to know does.
-        if self.log.journal().is_none() {
-            return self.status.notify();
-        }
-        for (stream, watermark) in &self.committed {
-            self.shard_status().set_persisted(stream.partition, watermark.seq);
-        }
-        self.status.notify();
     }
 }
 
@@ -594,13 +565,21 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         let moves: Vec<_> = moves.into_values().collect();
         let next: Vec<_> = offsets.into_iter().collect();
         let batch = StoreBatch {
+            map: self.map.map_or(MapVersion::default(), |map| map.version),
             moves: &moves,
             effects: &self.effects,
             letters: &letters,
             applied: &[],
             offsets: Offsets { topic: &self.log.topic(), next: &next },
         };
-        self.store.apply(&batch)?;
+        if planted::is(Bug::WatermarkApart) {
+            let (moves, offsets) = (&[][..], Offsets::default());
+            self.store.apply(&StoreBatch { moves, offsets, ..batch })?;
+            let effects = &Effects::default();
+            self.store.apply(&StoreBatch { effects, letters: &[], ..batch })?;
+        } else {
+            self.store.apply(&batch)?;
+        }
         self.committed.extend(moves.iter().map(|m| (m.stream, m.next)));
         self.count(&moves, &letters);
         for letter in letters {

@@ -8,6 +8,8 @@
 //! [`Control`] is the protocol: events and the time in, records and messages out. It never waits,
 //! so a simulation may step it on a thread of its own; [`run`] is the thread that does the waiting.
 //!
+//! Leases are driven from here, too (`leases`): the pool's answers are events like all others.
+//!
 //! † Barriers: an admin call is answered when every shard has recorded the change durably. Since
 //! all of it lies in one queue and one thread, changes reach each shard in the order decided.
 //! † Units: added units enter the line only once "accepted" is durable; see `stock::lease`.
@@ -27,16 +29,25 @@ use super::gate::Unavailable;
 use super::inbox::Inboxes;
 use super::message::{Acknowledge, Message};
 use crate::clock::NodeClock;
+use crate::crash::CrashPoint;
+use crate::crash_point;
 use crate::journal::ring::Producer;
 use crate::kernel::catalog::SalePhase;
 use crate::kernel::control::{ControlCommand, ControlOutcome, ControlState};
 use crate::kernel::effects::Effects;
 use crate::kernel::record::{RecordHead, SaleChange};
-use crate::stock::authority::{StockAnswer, StockAsk, StockAuthority};
-use crate::stock::gauges::UnitGauges;
-use crate::stock::lease::{Lease, LeaseAction, LeaseEvent};
+use crate::stock::ask::{Epoch, PoolAnswer, PoolNews};
+use crate::stock::authority::StockAuthority;
+use crate::stock::gauges::{LeaseBoard, UnitGauges};
+use crate::stock::lease::LeaseEvent;
 use crate::stock::line::StockLines;
-use crate::units::{ItemIndex, NodeTime, Quantity, SaleIndex, Seq};
+use crate::units::{Incarnation, ItemIndex, JournalId, NodeTime, SaleIndex, Seq};
+
+mod dry;
+mod leases;
+
+pub use leases::LeaseParts;
+use leases::Leases;
 
 /// Admin calls that may wait at once; beyond, 503.
 const COMMANDS_MAX: usize = 1024;
@@ -56,7 +67,12 @@ pub struct ControlReport {
 pub struct Event(Kind);
 
 enum Kind {
-    Command(ControlCommand, oneshot::Sender<ControlOutcome>),
+    Command(ControlCommand, Answer),
+    /// The stock authority has answered.
+    Stock(PoolAnswer),
+    News(PoolNews),
+    /// Somebody was refused a unit of an item that is looked at seldom.
+    Missed(ItemIndex),
     /// Records are durable; go on here.
     Durable(Step),
     /// One part of a barrier is done.
@@ -65,8 +81,13 @@ enum Kind {
     Stop,
 }
 
+/// Where a command's outcome goes.
+pub type Answer = oneshot::Sender<Result<ControlOutcome, Unavailable>>;
+
 /// What comes next once records are durable.
 enum Step {
+    /// Another step follows.
+    Nothing,
     Answer(Reply),
     Defined {
         sale: SaleIndex,
@@ -84,29 +105,39 @@ enum Step {
     },
     Added {
         item: ItemIndex,
-        total: u64,
+        /// Units added and withdrawn in all, as of this record.
+        home: (u64, u64),
         reply: Reply,
     },
     Withdrawn {
         item: ItemIndex,
-        total: u64,
-        reply: Reply,
+        home: (u64, u64),
+        /// Nobody asked, where it was found in the pool.
+        reply: Option<Reply>,
     },
     Accepted {
         item: ItemIndex,
         granted: u64,
     },
+    Returned {
+        item: ItemIndex,
+        returned: u64,
+    },
+    EpochSeen {
+        item: ItemIndex,
+        epoch: Epoch,
+    },
 }
 
 struct Reply {
-    to: oneshot::Sender<ControlOutcome>,
+    to: Answer,
     outcome: ControlOutcome,
 }
 
 impl Reply {
     fn send(self) {
         // A caller that has gone is no error: what it asked for is done and durable.
-        let _ = self.to.send(self.outcome);
+        let _ = self.to.send(Ok(self.outcome));
     }
 }
 
@@ -139,17 +170,24 @@ impl ControlHandle {
     /// Sends a command.
     ///
     /// Errors: too many wait already, or the node is ending; nothing has happened then.
-    pub fn send(
-        &self,
-        command: ControlCommand,
-        answer: oneshot::Sender<ControlOutcome>,
-    ) -> Result<(), Unavailable> {
+    pub fn send(&self, command: ControlCommand, answer: Answer) -> Result<(), Unavailable> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= COMMANDS_MAX {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(Unavailable::Overloaded);
         }
         let event = Event(Kind::Command(command, answer));
         self.events.send(event).map_err(|_| Unavailable::Draining)
+    }
+
+    /// Hands over what the stock authority has answered.
+    pub fn stock_answer(&self, answer: PoolAnswer) {
+        // A control thread that has ended needs no answer.
+        let _ = self.events.send(Event(Kind::Stock(answer)));
+    }
+
+    /// Hands over that something about pools is new.
+    pub fn stock_news(&self, news: PoolNews) {
+        let _ = self.events.send(Event(Kind::News(news)));
     }
 
     /// Asks for the state at a cut; called back on the journal's thread.
@@ -191,6 +229,10 @@ pub struct ControlParts {
     pub queue: ControlQueue,
     pub producer: Producer<Completion>,
     pub authority: Box<dyn StockAuthority>,
+    pub lease: LeaseParts,
+    pub board: Arc<LeaseBoard>,
+    pub journal: JournalId,
+    pub incarnation: Incarnation,
     pub inboxes: Arc<Inboxes>,
     pub catalog: Arc<CatalogView>,
     pub stock: Arc<StockLines>,
@@ -209,11 +251,9 @@ pub struct Control {
     now: NodeTime,
     is_stopping: bool,
     effects: Effects,
-    leases: HashMap<ItemIndex, Lease>,
+    leases: Leases,
     barriers: HashMap<BarrierId, Barrier>,
     next_barrier: BarrierId,
-    /// Barriers that wait for an item's grant to enter its line.
-    awaiting_grant: HashMap<ItemIndex, Vec<BarrierId>>,
     /// Sales whose keys are being dropped, or are.
     dropped: HashSet<SaleIndex>,
     /// For the journal, in order: records, their number, what comes once they are durable.
@@ -248,15 +288,19 @@ impl Control {
     /// Takes up what an earlier run left half done.
     pub fn new(mut parts: ControlParts, now: NodeTime) -> Self {
         let dropped = std::mem::take(&mut parts.dropped);
+        let sender = parts.queue.sender.clone();
+        parts.stock.call_at_miss(move |item| {
+            // A control thread that has ended looks at nothing any more.
+            let _ = sender.send(Event(Kind::Missed(item)));
+        });
         let mut control = Self {
             parts,
             now,
             is_stopping: false,
             effects: Effects::default(),
-            leases: HashMap::new(),
+            leases: Leases::default(),
             barriers: HashMap::new(),
             next_barrier: 0,
-            awaiting_grant: HashMap::new(),
             dropped,
             outbox: VecDeque::new(),
         };
@@ -279,7 +323,8 @@ impl Control {
 
     /// How long nothing happens by itself.
     pub fn until_tick(&self, now: NodeTime) -> Duration {
-        let Some(at) = self.parts.state.next_tick() else { return TICK_MAX };
+        let next = self.parts.state.next_tick().into_iter().chain(self.leases.next_look());
+        let Some(at) = next.min() else { return TICK_MAX };
         let ms = at.get().saturating_sub(now.get());
         Duration::from_millis(ms.max(1)).min(TICK_MAX)
     }
@@ -293,6 +338,9 @@ impl Control {
                 self.command(command, to);
             }
             Kind::Durable(step) => self.step(step),
+            Kind::Stock(answer) => self.stock_answer(answer),
+            Kind::News(news) => self.stock_news(news),
+            Kind::Missed(item) => self.look_at_lease(item),
             Kind::Arrived(barrier) => self.arrive(barrier),
             Kind::Visit(visit) => self.visit(visit),
             Kind::Stop => self.is_stopping = true,
@@ -315,8 +363,10 @@ impl Control {
         self.outbox.is_empty()
     }
 
-    fn command(&mut self, command: ControlCommand, to: oneshot::Sender<ControlOutcome>) {
-        let command = self.take_for_withdrawal(command);
+    fn command(&mut self, command: ControlCommand, to: Answer) {
+        if self.is_withdrawal_of_units(&command) {
+            return self.queue_withdrawal(command, to);
+        }
         self.effects.clear();
         let outcome = self.parts.state.decide(self.now, &command, &mut self.effects);
         let reply = Reply { to, outcome: outcome.clone() };
@@ -332,35 +382,12 @@ impl Control {
                 _,
             ) => Step::Unchanged { sale, reply },
             (
-                ControlOutcome::Stock { item, total, replayed: false, .. },
+                ControlOutcome::Stock { item, replayed: false, .. },
                 ControlCommand::AddStock { .. },
-            ) => Step::Added { item, total, reply },
-            (
-                ControlOutcome::Stock { item, total, replayed: false, quantity },
-                ControlCommand::WithdrawStock { .. },
-            ) => {
-                self.note_returned(item, u64::from(quantity.get()));
-                Step::Withdrawn { item, total, reply }
-            }
+            ) => Step::Added { item, home: self.home_figures(item), reply },
             _ => Step::Answer(reply),
         };
         self.push(step);
-    }
-
-    /// A withdrawal takes what is free out of the line first, unless its key is known.
-    fn take_for_withdrawal(&self, command: ControlCommand) -> ControlCommand {
-        let ControlCommand::WithdrawStock { item, asked, key, note, .. } = command else {
-            return command;
-        };
-        let is_known = self.parts.state.stock_answer(item, false, asked, key).is_some();
-        let exists = self.parts.state.sale_of_item(item).is_some();
-        let taken = if exists && !is_known {
-            self.parts.stock.line(item).take_up_to(u64::from(asked.get()))
-        } else {
-            0
-        };
-        let taken = Quantity::new(u32::try_from(taken).expect("at most what was asked"));
-        ControlCommand::WithdrawStock { item, asked, taken, key, note }
     }
 
     /// Hands the effects to the journal, a record an entry, with what comes after the last.
@@ -397,25 +424,25 @@ impl Control {
             Step::Defined { sale, reply } => self.defined(sale, reply),
             Step::Changed { sale, change, reply } => self.changed(sale, change, reply),
             Step::Unchanged { sale, reply } => self.follow(sale, reply),
-            Step::Added { item, total, reply } => {
-                self.parts.stock.set_total(item, total);
+            Step::Added { item, home, reply } => {
                 let barrier = self.barrier(1, Some(reply), self.stock_event(item));
-                self.grant(item, total, barrier);
+                self.home_changed(item, home);
+                self.settle(item, barrier);
             }
-            Step::Withdrawn { item, total, reply } => {
-                let returned = self.lease(item).returned();
-                self.lease_event(item, LeaseEvent::ReturnDurable { returned });
-                self.parts.authority.ask(StockAsk::Total { item, total });
-                self.parts.stock.set_total(item, total);
-                let barrier = self.barrier(1, Some(reply), self.stock_event(item));
-                self.arrive(barrier);
-            }
+            Step::Withdrawn { item, home, reply } => self.withdrawn(item, home, reply),
             Step::Accepted { item, granted } => {
+                crash_point!(CrashPoint::LeaseBeforeEnter);
                 self.lease_event(item, LeaseEvent::AcceptDurable { granted });
-                for barrier in self.awaiting_grant.remove(&item).unwrap_or_default() {
-                    self.arrive(barrier);
-                }
             }
+            Step::Returned { item, returned } => {
+                crash_point!(CrashPoint::LeaseBeforeTell);
+                self.lease_event(item, LeaseEvent::ReturnDurable { returned });
+            }
+            Step::EpochSeen { item, epoch } => {
+                crash_point!(CrashPoint::LeaseAfterEpoch);
+                self.lease_event(item, LeaseEvent::EpochDurable { epoch });
+            }
+            Step::Nothing => {}
         }
     }
 
@@ -435,9 +462,8 @@ impl Control {
             inbox.send(Message::Define(Arc::clone(&entry), self.acknowledge(barrier)));
         }
         for item in items {
-            let total = self.parts.state.items()[item.get() as usize].total;
-            self.parts.stock.set_total(item, total);
-            self.grant(item, total, barrier);
+            self.begin_lease(item);
+            self.settle(item, barrier);
         }
     }
 
@@ -456,6 +482,7 @@ impl Control {
         for inbox in self.parts.inboxes.iter() {
             inbox.send(Message::Change(sale, change, self.acknowledge(barrier)));
         }
+        self.sale_changed(sale);
     }
 
     /// What time brings: openings, closings, keys to be forgotten.
@@ -469,7 +496,7 @@ impl Control {
             }
         }
         self.drop_old_keys(now);
-        self.drain_answers();
+        self.look_at_leases();
     }
 
     /// † Keys: a stated time after the sale's end every slot forgets them, by a record.
@@ -506,90 +533,6 @@ impl Control {
         let digest = self.parts.state.digest();
         self.effects.clear();
         self.push_call(Box::new(move |cut| visit(ControlReport { cut, digest, bytes })));
-    }
-
-    // Leases.
-
-    fn lease(&mut self, item: ItemIndex) -> &mut Lease {
-        self.leases.entry(item).or_default()
-    }
-
-    /// At the start: what the authority granted beyond what was accepted is accepted now, and
-    /// units that lie in the pool are asked for.
-    fn resume_leases(&mut self) {
-        let items: Vec<_> =
-            (0u32..).map(ItemIndex::new).zip(self.parts.state.items().iter().copied()).collect();
-        for (item, stock) in items {
-            let (lease, actions) = Lease::resume(stock.granted, stock.returned);
-            self.leases.insert(item, lease);
-            for action in actions {
-                self.act(item, action);
-            }
-            self.drain_answers();
-            self.lease_event(item, LeaseEvent::Want { want: self.parts.authority.pool_hint(item) });
-            self.drain_answers();
-        }
-    }
-
-    fn grant(&mut self, item: ItemIndex, total: u64, barrier: BarrierId) {
-        self.parts.authority.ask(StockAsk::Total { item, total });
-        let want = self.parts.authority.pool_hint(item);
-        if want == 0 {
-            self.arrive(barrier);
-            return;
-        }
-        self.awaiting_grant.entry(item).or_default().push(barrier);
-        self.lease_event(item, LeaseEvent::Want { want });
-        self.drain_answers();
-    }
-
-    fn drain_answers(&mut self) {
-        while let Some(StockAnswer::Granted { item, granted }) = self.parts.authority.answer() {
-            self.lease_event(item, LeaseEvent::Granted { granted });
-        }
-    }
-
-    fn note_returned(&mut self, item: ItemIndex, quantity: u64) {
-        // The record is written by the withdrawal itself, in the same decision.
-        let recorded = self.parts.state.items()[item.get() as usize].returned;
-        if let Some(LeaseAction::RecordReturned { returned }) =
-            self.lease(item).on(LeaseEvent::Taken { quantity })
-        {
-            assert_eq!(returned, recorded, "lease and record count the same units");
-        }
-    }
-
-    fn lease_event(&mut self, item: ItemIndex, event: LeaseEvent) {
-        if let Some(action) = self.lease(item).on(event) {
-            self.act(item, action);
-        }
-    }
-
-    fn act(&mut self, item: ItemIndex, action: LeaseAction) {
-        match action {
-            LeaseAction::Ask { from, up_to } => {
-                self.parts.authority.ask(StockAsk::Grant { item, from, up_to });
-            }
-            LeaseAction::RecordGranted { granted } => {
-                let command = ControlCommand::GrantAccepted { item, granted, epoch: 0 };
-                self.effects.clear();
-                let outcome = self.parts.state.decide(self.now, &command, &mut self.effects);
-                assert!(
-                    matches!(outcome, ControlOutcome::Lease { granted: g, .. } if g == granted),
-                    "a grant within the total is accepted"
-                );
-                // The lease lets the units in, by `Enter`.
-                self.effects.given_back.clear();
-                self.push(Step::Accepted { item, granted });
-            }
-            LeaseAction::Enter { quantity } => self.parts.stock.line(item).give_back(quantity),
-            LeaseAction::RecordReturned { .. } => {
-                unreachable!("only a withdrawal returns units here, and records it itself")
-            }
-            LeaseAction::Tell { returned } => {
-                self.parts.authority.ask(StockAsk::Return { item, returned });
-            }
-        }
     }
 
     // Barriers.

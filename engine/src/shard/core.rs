@@ -70,7 +70,7 @@ impl Core {
         self.gate.admit_control()?;
         let (answer, answered) = oneshot::channel();
         self.control.send(command, answer)?;
-        answered.await.map_err(|_| Unavailable::Draining)
+        answered.await.map_err(|_| Unavailable::Draining)?
     }
 }
 

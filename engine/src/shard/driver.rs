@@ -22,13 +22,15 @@ use super::message::{Acknowledge, Message, SlotContent, SlotReport, Visitor};
 use super::port::{PortShared, ReplyTo};
 use crate::clock::NodeClock;
 use crate::journal::ring::Producer;
+use crate::kernel::catalog::SalePhase;
 use crate::kernel::command::{Command, Outcome};
 use crate::kernel::effects::Effects;
 use crate::kernel::record::{CONTROL, ChangeSeen, SaleChange};
 use crate::kernel::state::{PREFETCH_GROUP, ShardState};
+use crate::planted::{self, Bug};
 use crate::stock::gauges::UnitGauges;
 use crate::stock::line::StockLines;
-use crate::units::{NodeTime, SaleIndex, Slot};
+use crate::units::{NodeTime, SaleIndex, Seq, Slot};
 
 /// The longest a shard sleeps: bounds how late a hold may expire.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
@@ -63,7 +65,14 @@ pub struct ShardParts {
 /// Work on all slots, one between two batches.
 enum SlotWalk {
     Visit(Arc<Visitor>),
-    DropKeys { sale: SaleIndex, done: Acknowledge },
+    DropKeys {
+        sale: SaleIndex,
+        done: Acknowledge,
+    },
+    /// Memory for the redemptions of so many units.
+    MakeReady {
+        units: u64,
+    },
 }
 
 /// A shard between two turns.
@@ -131,7 +140,13 @@ impl Shard {
             is_stopping: false,
             parts,
         };
+        // First: making memory ready takes a while, and the node is asked for its units meanwhile.
         shard.publish_gauges();
+        let mut known: Vec<_> = shard.parts.sale_of.clone();
+        known.dedup_by_key(|sale| sale.index);
+        for sale in known.iter().filter(|sale| sale.phase() < SalePhase::Ended) {
+            shard.make_ready(sale);
+        }
         shard
     }
 
@@ -148,6 +163,10 @@ impl Shard {
         let mut is_idle = self.take_messages(inbox);
         is_idle &= self.decide_batch(inbox);
         is_idle &= self.expire();
+        // Before a walk, which may go on for long: the gauges are what people look at.
+        if is_idle && self.batches_since_publish > 0 {
+            self.publish_gauges();
+        }
         is_idle &= self.walk();
         if !self.hand_over() {
             return Turn::RingFull(HAND_OVER_PAUSE);
@@ -157,9 +176,6 @@ impl Shard {
         }
         if self.is_stopping && inbox.depth() == 0 {
             return Turn::Ended;
-        }
-        if self.batches_since_publish > 0 {
-            self.publish_gauges();
         }
         if inbox.depth() > 0 {
             // Requests wait, and the ring has no room.
@@ -202,7 +218,13 @@ impl Shard {
         let (rule, items) = sale.rules();
         let index = self.parts.state.catalog_mut().define_sale(rule, items);
         assert_eq!(index, sale.index, "sales reach a shard in their order");
+        self.make_ready(sale);
         self.parts.sale_of.extend(sale.items().map(|_| Arc::clone(sale)));
+    }
+
+    fn make_ready(&mut self, sale: &SaleEntry) {
+        let stock = sale.definition().items.iter().map(|item| u64::from(item.stock.get()));
+        self.walks.push_back(SlotWalk::MakeReady { units: stock.sum() });
     }
 
     fn change(&mut self, sale: SaleIndex, change: SaleChange, done: Acknowledge) {
@@ -210,6 +232,10 @@ impl Shard {
         let seen = ChangeSeen { shard: self.parts.index as u16, sale, change, at: self.now };
         let mut record = Vec::new();
         seen.encode(CONTROL, &mut record);
+        if planted::is(Bug::BarrierForgotten) {
+            done(Seq::NONE);
+            return self.push_call(&record, 1, Box::new(|_| {}));
+        }
         self.push_call(&record, 1, done);
     }
 
@@ -281,6 +307,11 @@ impl Shard {
     /// Adds what happened since `before` to the batch: one entry where one will do, the records
     /// in the first, the reply in the last.
     fn add_step(&mut self, before: Marks, mut reply: Option<(ReplyTo, Outcome)>) {
+        if planted::is(Bug::SellFreedEarly) {
+            for (item, quantity) in self.effects.given_back.drain(before.given_back..) {
+                self.parts.stock.line(item).give_back(u64::from(quantity.get()));
+            }
+        }
         let effects = &self.effects;
         let after = Marks::of(effects);
         let given_back = &effects.given_back[before.given_back..];
@@ -368,6 +399,7 @@ impl Shard {
                     self.parts.state.drop_keys(slot, *sale, now, &mut self.effects);
                     self.add_step(before, None);
                 }
+                SlotWalk::MakeReady { units } => self.parts.state.make_ready(slot, *units),
             }
         }
         self.walk_at += 1;
@@ -432,5 +464,6 @@ impl Marks {
 
 /// Refusals by stock and sale state leave at once; all else waits until what it shows is durable.
 fn leaves_at_once(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Refused(refusal) if !refusal.code.shows_member())
+    matches!(outcome, Outcome::Refused(refusal)
+        if !refusal.code.shows_member() || planted::is(Bug::RefusalLeavesEarly))
 }

@@ -13,6 +13,8 @@ pub enum Unavailable {
     Draining,
     /// The journal's disk bound is reached.
     JournalFull,
+    /// The stock authority does not answer: whether something was done is found out later.
+    StockUnreachable,
 }
 
 impl Unavailable {
@@ -22,6 +24,7 @@ impl Unavailable {
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::JournalFull => "journal-full",
+            Self::StockUnreachable => "stock-unreachable",
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod inbox;
 pub mod message;
 pub mod port;
 pub mod recover;
+pub mod resume;
 pub mod snapshotter;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::catalog::CatalogView;
 use super::completion::Completions;
-use super::control::{self, Control, ControlHandle, ControlParts};
+use super::control::{self, Control, ControlHandle, ControlParts, LeaseParts};
 use super::driver::{Shard, ShardParts, Turn};
 use super::events::SaleEvents;
 use super::inbox::{Inboxes, Request};
@@ -28,7 +28,7 @@ use crate::kernel::state::{KernelLimits, ShardState};
 use crate::stock::authority::Embedded;
 use crate::stock::gauges::UnitGauges;
 use crate::stock::line::StockLines;
-use crate::units::{ItemIndex, KeyHash, MemberId, Points, SLOT_COUNT, Slot};
+use crate::units::{Incarnation, ItemIndex, KeyHash, MemberId, Points, SLOT_COUNT, Slot};
 
 const CUP: ItemIndex = ItemIndex::new(0);
 
@@ -66,6 +66,10 @@ impl World {
             queue,
             producer: producers.pop().unwrap(),
             authority: Box::new(Embedded::default()),
+            lease: LeaseParts::alone(id),
+            board: Arc::default(),
+            journal: id,
+            incarnation: Incarnation::new(1),
             inboxes: inboxes.clone(),
             catalog: catalog.clone(),
             stock: stock.clone(),
@@ -159,12 +163,12 @@ fn a_sale_is_stepped_through_its_life_by_hand() {
     let sale: serde_json::Value = serde_json::from_str(sale).unwrap();
     let sale = Arc::new(ValidSale::parse(&sale.to_string()).unwrap());
     let (answer, mut answered) = oneshot::channel();
-    let define = ControlCommand::DefineSale { sale, note: AdminNote::default() };
+    let define = ControlCommand::DefineSale { sale, is_home: true, note: AdminNote::default() };
     world.handle.send(define, answer).unwrap();
     world.until("defined", |_, _| {
-        answered
-            .try_recv()
-            .is_ok_and(|outcome| matches!(outcome, ControlOutcome::Defined { replayed: false, .. }))
+        answered.try_recv().is_ok_and(|outcome| {
+            matches!(outcome, Ok(ControlOutcome::Defined { replayed: false, .. }))
+        })
     });
     assert_eq!(world.units(), [3, 0, 0]);
     let phase = |world: &World| world.catalog.sale("s").unwrap().phase();

@@ -20,6 +20,7 @@
 
 use std::fmt;
 
+use crate::planted::{self, Bug};
 use crate::units::{Incarnation, Seq};
 
 /// How far one journal has been applied in one partition. The default is "nothing yet".
@@ -114,14 +115,17 @@ impl Watermark {
     /// Judges the next record or mark of this journal and partition.
     pub fn judge(self, step: Step) -> Verdict {
         debug_assert!(step.prev_seq <= step.seq, "a predecessor comes before");
-        if step.seq <= self.seq {
+        let is_again = planted::is(Bug::DuplicateApplied) && step.kind == StepKind::Record;
+        if step.seq < self.seq || step.seq == self.seq && !is_again {
             return self.judge_old(step);
         }
         if step.incarnation < self.incarnation {
             let Step { incarnation, seq, .. } = step;
             return Verdict::Alarm(Alarm::OldCopy { watermark: self, incarnation, seq });
         }
-        if step.prev_seq > self.seq {
+        let is_hidden = planted::is(Bug::GapApplied)
+            || planted::is(Bug::MarkHidesLoss) && step.kind == StepKind::Mark;
+        if step.prev_seq > self.seq && !is_hidden {
             return Verdict::Gap { rewind_to: self.seq };
         }
         let since = if step.incarnation == self.incarnation { self.since } else { step.seq };

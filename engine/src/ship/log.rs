@@ -178,10 +178,11 @@ pub trait Log: Send {
         self.rewind(journal, partition, Seq::new(u64::MAX - 1));
     }
 
-    /// Reads on from where the store says that it had read to; after every time that the store
-    /// was asked. A partition without an offset begins at the log's beginning.
-    fn resume(&mut self, offsets: &[(Partition, LogOffset)]) {
-        let _ = offsets;
+    /// Reads these partitions, and no others, on from where the store says that it had read to;
+    /// after every time that the store was asked. One without an offset begins at the log's
+    /// beginning.
+    fn resume(&mut self, from: &[(Partition, Option<LogOffset>)]) {
+        let _ = from;
     }
 
     /// What the offsets count in: the topic's name; empty for a log that counts by `seq`.

@@ -1,4 +1,6 @@
-//! Slot → partition → database shard. Pure, and the same on every node and in every version.
+//! Slot → partition → database shard. Slots lie in their partitions on every node and in every
+//! version alike; where partitions lie says the map in the databases (`holdings`), which begins as
+//! drawn here.
 //!
 //! ```text
 //!  slots      0 ─ 127   128 ─ 255   …   3968 ─ 4095     CONTROL
@@ -81,12 +83,34 @@ impl DatabaseShard {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Layout {
     count: u8,
+    /// By member partition.
+    owners: [DatabaseShard; MEMBER_PARTITION_COUNT],
+    /// A bit for each database shard that reads the control partition.
+    control: u32,
 }
 
 impl Layout {
-    /// `None` unless 1 ≤ `count` ≤ [`DATABASE_SHARD_COUNT_MAX`].
+    /// The partitions spread evenly, as they lie where none was ever moved. `None` unless
+    /// 1 ≤ `count` ≤ [`DATABASE_SHARD_COUNT_MAX`].
     pub const fn new(count: u8) -> Option<Self> {
-        if count >= 1 && count <= DATABASE_SHARD_COUNT_MAX { Some(Self { count }) } else { None }
+        if count < 1 || count > DATABASE_SHARD_COUNT_MAX {
+            return None;
+        }
+        let mut owners = [DatabaseShard::HOME; MEMBER_PARTITION_COUNT];
+        let mut index = 0;
+        while index < MEMBER_PARTITION_COUNT {
+            owners[index] = DatabaseShard((index * count as usize / MEMBER_PARTITION_COUNT) as u8);
+            index += 1;
+        }
+        Some(Self { count, owners, control: u32::MAX >> (u32::BITS - count as u32) })
+    }
+    /// As a map says. `control`: a bit for each database shard that reads the control partition.
+    pub(super) const fn of_owners(
+        count: u8,
+        owners: [DatabaseShard; MEMBER_PARTITION_COUNT],
+        control: u32,
+    ) -> Self {
+        Self { count, owners, control }
     }
     pub const fn count(self) -> u8 {
         self.count
@@ -96,15 +120,14 @@ impl Layout {
     }
     /// The database shard that owns a member partition; the control partition's home.
     pub fn shard_of(self, partition: Partition) -> DatabaseShard {
-        if partition == Partition::CONTROL {
-            return DatabaseShard::HOME;
-        }
-        let shard = partition.index() * usize::from(self.count) / MEMBER_PARTITION_COUNT;
-        DatabaseShard(shard as u8)
+        self.owners.get(partition.index()).copied().unwrap_or(DatabaseShard::HOME)
     }
     /// Whether a database shard reads a partition: its own, and the control partition.
     pub fn reads(self, shard: DatabaseShard, partition: Partition) -> bool {
-        partition == Partition::CONTROL || self.shard_of(partition) == shard
+        if partition == Partition::CONTROL {
+            return self.control >> shard.index() & 1 == 1;
+        }
+        self.shard_of(partition) == shard
     }
     /// The partitions that a database shard reads, in order.
     pub fn partitions(self, shard: DatabaseShard) -> impl Iterator<Item = Partition> {

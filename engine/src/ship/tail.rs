@@ -203,6 +203,11 @@ impl<F: FrameSource> Log for JournalLog<F> {
         }
     }
 
+    fn hold_back(&mut self, journal: JournalId, partition: Partition) {
+        assert_eq!(journal, self.journal, "the embedded log is one journal");
+        self.wanted[partition.index()] = None;
+    }
+
     fn journal(&self) -> Option<JournalId> {
         Some(self.journal)
     }

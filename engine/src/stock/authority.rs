@@ -4,118 +4,85 @@
 //! Asks go out, answers come back as events whenever they come: a caller never waits. Answers may
 //! be lost, late or repeated; [`super::lease`] is built for that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
-use crate::units::ItemIndex;
+use super::ask::{Asker, Epoch, PoolAnswer, PoolAsk};
+use super::pool::Pool;
+use crate::units::{ItemIndex, KeyHash};
 
-/// What the node asks of the authority.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum StockAsk {
-    /// "The item's total is now this": from its home node, durable in its journal.
-    Total { item: ItemIndex, total: u64 },
-    /// "Raise my granted from `from` to at most `up_to`."
-    Grant { item: ItemIndex, from: u64, up_to: u64 },
-    /// "My returned is now this": the maximum of all that was ever told counts.
-    Return { item: ItemIndex, returned: u64 },
-}
-
-/// What the authority answers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum StockAnswer {
-    /// This journal's granted units, in all.
-    Granted { item: ItemIndex, granted: u64 },
-}
-
-/// Units granted to nodes never pass the units in the sale (I1).
+/// Who keeps the pool of each item. Units granted to nodes never pass the units in the sale (I1).
+///
+/// Shape: one that lives in another thread or on another machine gives its answers, and its
+/// [`super::ask::PoolNews`], to a callback that it was made with, and has none here.
 pub trait StockAuthority: Send {
-    /// Takes an ask; never waits.
-    fn ask(&mut self, ask: StockAsk);
+    /// Says what an item is called wherever several nodes know it, `SALE/SKU`: before its first
+    /// ask.
+    fn name(&mut self, item: ItemIndex, name: &str);
+    /// Takes an ask; never waits. One that cannot be taken is answered with
+    /// [`super::ask::PoolRefusal::Unavailable`], or not at all.
+    fn ask(&mut self, asker: Asker, ask: PoolAsk);
     /// The next answer that has come, if any.
-    fn answer(&mut self) -> Option<StockAnswer>;
-    /// Units that the pool of an item may still grant, as far as the node knows.
-    fn pool_hint(&self, item: ItemIndex) -> u64;
+    fn answer(&mut self) -> Option<PoolAnswer>;
 }
 
-/// What an authority knows of an item.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Pool {
-    total: u64,
-    granted: u64,
-    returned: u64,
-}
-
-impl Pool {
-    fn size(self) -> u64 {
-        // Withdrawing lowers the total behind a return, so this never goes below zero.
-        (self.total + self.returned).saturating_sub(self.granted)
-    }
-}
-
-/// The embedded authority: the node's own journal is the ledger, so its counters are what the
-/// journal's records say, and it answers at once.
+/// The embedded authority: the node's own journal is the ledger, so its pools are made of what the
+/// journal's records say, by the join of each start, and it answers at once.
 #[derive(Default)]
 pub struct Embedded {
     pools: HashMap<ItemIndex, Pool>,
-    answers: Vec<StockAnswer>,
+    answers: VecDeque<PoolAnswer>,
 }
 
 impl Embedded {
-    /// Starts an item from the journal's records: totals, accepted and returned units.
-    pub fn resume(&mut self, item: ItemIndex, total: u64, granted: u64, returned: u64) {
-        self.pools.insert(item, Pool { total, granted, returned });
-    }
+    /// What the pools of a node alone live in: one epoch, which no record tells.
+    pub const EPOCH: Epoch = Epoch { number: 1, server: KeyHash::new(0) };
 }
 
 impl StockAuthority for Embedded {
-    fn ask(&mut self, ask: StockAsk) {
-        match ask {
-            StockAsk::Total { item, total } => self.pools.entry(item).or_default().total = total,
-            StockAsk::Return { item, returned } => {
-                let pool = self.pools.entry(item).or_default();
-                pool.returned = pool.returned.max(returned);
+    fn name(&mut self, _: ItemIndex, _: &str) {}
+
+    fn ask(&mut self, asker: Asker, ask: PoolAsk) {
+        let server = Self::EPOCH.server;
+        let pool = self.pools.entry(asker.item).or_insert_with(|| {
+            let mut pool = Pool::default();
+            if let PoolAsk::Join { home: Some(home), .. } = &ask {
+                let made = pool.on(server, &asker, &PoolAsk::Create { home: home.clone() });
+                assert_eq!(made.refusal, None, "the first ask of a node alone makes its pool");
             }
-            StockAsk::Grant { item, from, up_to } => {
-                let pool = self.pools.entry(item).or_default();
-                if from == pool.granted {
-                    pool.granted += up_to.saturating_sub(from).min(pool.size());
-                }
-                self.answers.push(StockAnswer::Granted { item, granted: pool.granted });
-            }
-        }
+            pool
+        });
+        self.answers.push_back(pool.on(server, &asker, &ask));
     }
 
-    fn answer(&mut self) -> Option<StockAnswer> {
-        self.answers.pop()
-    }
-
-    fn pool_hint(&self, item: ItemIndex) -> u64 {
-        self.pools.get(&item).map_or(0, |pool| pool.size())
+    fn answer(&mut self) -> Option<PoolAnswer> {
+        self.answers.pop_front()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const ITEM: ItemIndex = ItemIndex::new(3);
-
-    fn granted(authority: &mut impl StockAuthority, from: u64, up_to: u64) -> u64 {
-        authority.ask(StockAsk::Grant { item: ITEM, from, up_to });
-        let Some(StockAnswer::Granted { granted, .. }) = authority.answer() else { return 0 };
-        granted
-    }
+    use crate::stock::ask::{HomeStanding, Standing};
+    use crate::units::{Incarnation, JournalId};
 
     #[test]
-    fn granted_never_passes_the_total_whatever_is_asked_and_repeated() {
+    fn a_pool_begins_with_what_the_journal_proves() {
         let mut authority = Embedded::default();
-        authority.ask(StockAsk::Total { item: ITEM, total: 100 });
-        assert_eq!(granted(&mut authority, 0, 60), 60);
-        assert_eq!(granted(&mut authority, 0, 60), 60, "a repeated ask grants nothing more");
-        assert_eq!(granted(&mut authority, 60, 200), 100);
-        assert_eq!(authority.pool_hint(ITEM), 0);
-        authority.ask(StockAsk::Return { item: ITEM, returned: 30 });
-        authority.ask(StockAsk::Return { item: ITEM, returned: 10 });
-        assert_eq!(authority.pool_hint(ITEM), 30, "the maximum counts");
-        assert_eq!(granted(&mut authority, 100, 500), 130);
+        let standing = Standing { accepted: 60, returned: 10, ..Standing::default() };
+        let asker = Asker {
+            item: ItemIndex::new(3),
+            journal: JournalId::new(1),
+            incarnation: Incarnation::new(4),
+            epoch: Embedded::EPOCH,
+            standing,
+        };
+        let home = HomeStanding { added: 110, withdrawn: 10, journals: None };
+        authority.ask(asker, PoolAsk::Join { home: Some(home), bump_above: 0 });
+        let answer = authority.answer().unwrap();
+        assert_eq!(answer.refusal, None);
+        assert_eq!(answer.view.unwrap().pool, 50);
+        authority.ask(asker, PoolAsk::Grant { from: 60, up_to: 200, nodes: 0, max: u64::MAX });
+        assert_eq!(authority.answer().unwrap().view.unwrap().granted, 110);
+        assert_eq!(authority.answer(), None);
     }
 }

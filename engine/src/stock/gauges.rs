@@ -5,6 +5,7 @@
 //! The control thread has the last column, for its records alone. The figures of one instant may
 //! be a batch apart between shards. Nothing decides by them.
 
+use std::collections::HashMap;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,6 +27,31 @@ struct Column {
     members: AtomicU64,
     /// Written for every batch, by the column's thread alone.
     records: AtomicU64,
+}
+
+pub use crate::telemetry::figures::LeaseFigures;
+
+/// All leases, as control writes them and anyone reads them.
+#[derive(Default)]
+pub struct LeaseBoard {
+    items: RwLock<HashMap<ItemIndex, LeaseFigures>>,
+}
+
+impl LeaseBoard {
+    /// Thread: control.
+    pub fn publish(&self, item: ItemIndex, figures: LeaseFigures) {
+        let is_known = |known: &LeaseFigures| *known == figures;
+        let items = self.items.read().expect("no holder panics");
+        if items.get(&item).is_some_and(is_known) {
+            return;
+        }
+        drop(items);
+        self.items.write().expect("no holder panics").insert(item, figures);
+    }
+
+    pub fn item(&self, item: ItemIndex) -> Option<LeaseFigures> {
+        self.items.read().expect("no holder panics").get(&item).copied()
+    }
 }
 
 /// A column per shard, and one for the control thread.

@@ -1,159 +1,629 @@
-//! The lease protocol of one item on one node: events in, actions out, no I/O.
+//! The lease of one item on one node: events and the time in, actions out, no I/O.
 //!
 //! ```text
-//!            pool may have units                    answer: granted = G
-//!   idle ───────────────────────► Ask{accepted → up to} ───────────► Record(Granted G)
-//!    ▲                                                                    │ durable
-//!    └────────────────────────── Enter(G − accepted) ◄────────────────────┘
+//!  new sale ─ Looking ─► at home: epoch 1 recorded ─► Creating ─┐
+//!                │ it is there                                  │ made
+//!  start ────────┴───────────► Joining ◄──── lost, other epoch ─┼──────────┐
+//!                        ▲  │    │ epoch e seen: recorded first │          │
+//!                        └──┘    ├──────────► Open ◄────────────┘          │
+//!                                │             ▲  │                        │
+//!                                └─► Shut ─────┘  └────────────────────────┘
+//!                             (a rebuild waits for reports)
 //!
-//!   units taken from the line ──► Record(Returned R) ──durable──► Tell(Returned R)
+//!  grant:   ask ─► pool: granted = G ─► Record(Granted G) ─► durable ─► units enter the line
+//!  return:  units leave the line ─► Record(Returned R) ─► durable ─► told
 //! ```
-//! Counters are cumulative and monotone, so every message may be lost, late or repeated:
-//! - *grant*: the authority first, then the record, then the units enter the line;
-//! - *return*: the units leave the line, then the record, then the authority.
+//! Counters only rise, each ask carries all that is durable here, and one ask is out at a time: so
+//! every message may be lost, late or repeated, and a crash between any two steps leaves units
+//! unsold for a while, never sold twice.
 //!
-//! A crash between any two steps leaves units unsold for a while, never sold twice: at the next
-//! start [`Lease::resume`] compares the counters and evens them out.
+//! † *Epoch.* A node enters an epoch by a durable record, and takes no grant that was asked for
+//! under an older one, even if its answer is in flight [the pool was rebuilt without the grant, and
+//! granted the same units to another].
+
+use super::ask::{
+    Asker, Epoch, HomeStanding, PoolAnswer, PoolAsk, PoolRefusal, PoolView, Standing,
+};
+use crate::planted::{self, Bug};
+use crate::units::{Incarnation, ItemIndex, JournalId, KeyHash};
+
+pub mod demand;
+mod open;
+#[cfg(test)]
+mod tests;
+
+use demand::{Backoff, Demand};
+
+/// How a lease is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseRules {
+    /// Nodes that share the item; 0: this one is alone, and takes all there is.
+    pub nodes: u32,
+    /// Units of one grant at most.
+    pub max: u64,
+}
+
+/// Whose lease it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holder {
+    pub item: ItemIndex,
+    pub journal: JournalId,
+    pub incarnation: Incarnation,
+}
+
+/// What the journal proves of the item.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Known {
+    pub epoch: Epoch,
+    pub standing: Standing,
+    /// Where this node is the home of the item's sale.
+    pub home: Option<HomeStanding>,
+    pub total: u64,
+    /// Units in the line.
+    pub free: u64,
+}
 
 /// What happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "an event is taken at once, and never kept")]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LeaseEvent {
-    /// The pool may have units for this node: up to `want` of them are wanted.
-    Want { want: u64 },
-    /// The authority says how much it granted this journal in all.
-    Granted { granted: u64 },
+    /// A look at the line and at what was confirmed durably; `is_missed`: somebody was refused for
+    /// want of a unit since the last look.
+    Seen {
+        free: u64,
+        confirmed: u64,
+        unconfirmed: u64,
+        is_missed: bool,
+    },
+    Answer(PoolAnswer),
+    /// Something about the item is new, or news may have been missed.
+    News,
+    /// The record "epoch seen" is durable.
+    EpochDurable {
+        epoch: Epoch,
+    },
     /// The record "accepted `granted`" is durable.
-    AcceptDurable { granted: u64 },
-    /// Units were taken out of the line, to be returned.
-    Taken { quantity: u64 },
+    AcceptDurable {
+        granted: u64,
+    },
+    /// So many units were taken out of the line, upon [`LeaseAction::Take`].
+    Taken {
+        quantity: u64,
+    },
     /// The record "returned `returned`" is durable.
-    ReturnDurable { returned: u64 },
+    ReturnDurable {
+        returned: u64,
+    },
+    /// The sale's home changed the total, durably.
+    HomeDurable {
+        added: u64,
+        withdrawn: u64,
+    },
+    /// The journals that may hold units of the item are known.
+    Journals(Vec<JournalId>),
+    /// Whether the sale is on, or will be: a lease is taken ahead only then.
+    Selling(bool),
+    /// The home is asked to take units off the total; answered by [`LeaseAction::Withdrawn`].
+    Withdraw {
+        quantity: u64,
+        key: KeyHash,
+    },
 }
 
 /// What to do about it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LeaseAction {
-    /// Ask the authority to raise what it granted from `from` to at most `up_to`.
-    Ask { from: u64, up_to: u64 },
-    /// Record that `granted` is accepted.
-    RecordGranted { granted: u64 },
+    Ask(Asker, PoolAsk),
+    /// Record that the pool stands at this epoch.
+    RecordEpoch(Epoch),
+    /// Record that the total is this, and then what follows.
+    RecordTotal(u64),
+    /// Record that `granted` is accepted in all.
+    RecordGranted {
+        granted: u64,
+        epoch: u32,
+    },
     /// Let units into the line.
-    Enter { quantity: u64 },
-    /// Record that `returned` is returned.
-    RecordReturned { returned: u64 },
-    /// Tell the authority that `returned` is returned.
-    Tell { returned: u64 },
+    Enter {
+        quantity: u64,
+    },
+    /// Take up to so many units out of the line, and say [`LeaseEvent::Taken`] at once.
+    Take {
+        quantity: u64,
+    },
+    /// Record that `quantity` more units are returned.
+    RecordReturned {
+        quantity: u64,
+        epoch: u32,
+    },
+    /// The withdrawal at hand is over: so many units are off the pool; `None`: it cannot be known
+    /// now, and if some are, it will be found.
+    Withdrawn {
+        key: KeyHash,
+        quantity: Option<u64>,
+    },
+    /// The pool has a withdrawal that the journal does not: record it.
+    WithdrawalFound {
+        key: KeyHash,
+        quantity: u64,
+    },
+    /// What the pool says of the whole item.
+    Elsewhere(Elsewhere),
+    /// This process must not go on with this data folder.
+    Halt(Halt),
 }
 
-/// One item's lease.
-///
-/// Invariant: `entered ≤ recorded ≤ granted by the authority`, and `told ≤ returned`.
+/// The item beyond this node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Elsewhere {
+    pub total: u64,
+    /// Units confirmed by others, where all of the total is confirmed: then none can come back.
+    pub final_confirmed: Option<u64>,
+    /// Units in the pool, or with others and not confirmed, as far as the pool was told.
+    pub open_units: u64,
+    /// The pool's stock generation: it rises when units are added or come back.
+    pub generation: u64,
+}
+
+/// Why a process must end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Halt {
+    /// A newer process has opened this data folder, or a copy of it.
+    Fenced { incarnation: Incarnation },
+    /// The pool was told more by this journal than the data folder knows: it is an old copy.
+    OldCopy { accepted: u64, returned: u64, known: Standing },
+}
+
+/// Where the lease stands with the pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Asks which server it is, before the pool is made.
+    Looking,
+    /// The first epoch is durable, the pool is to be made.
+    Creating,
+    Joining {
+        bump_above: u32,
+    },
+    /// A rebuild waits for reports.
+    Shut,
+    Open,
+    /// Fenced, or an old copy.
+    Ended,
+}
+
+impl Phase {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Looking | Self::Creating | Self::Joining { .. } => "joining",
+            Self::Shut => "rebuilding",
+            Self::Open => "open",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// How soon the lease must be looked at again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Pace {
+    /// Something moves, or is waited for.
+    Fast,
+    /// Nothing sells.
+    Slow,
+    /// Only events change anything.
+    Never,
+}
+
+/// An ask that waits for its answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Out {
+    ask: PoolAsk,
+    under: Epoch,
+    standing: Standing,
+    at: u64,
+}
+
+/// A withdrawal under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Withdrawal {
+    key: KeyHash,
+    quantity: u64,
+    until: u64,
+    not_before: u64,
+    /// An ask was not answered: what it did is not known.
+    is_unsure: bool,
+}
+
+/// After this long an answer is not waited for any more.
+pub const ANSWER_MS: u64 = 3_000;
+/// A node that nobody has asked for this long is looked at less often.
+const DRY_MS: u64 = 5_000;
+/// How long a withdrawal waits for units of other nodes.
+pub const WITHDRAW_MS: u64 = 1_000;
+
+/// The lease of one item.
+///
+/// Invariants: accepted ≤ recorded granted ≤ granted by the pool; told ≤ durable ≤ recorded
+/// returned. `standing` holds durable figures only.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+#[derive(Clone, Debug)]
 pub struct Lease {
-    /// Durable: accepted from the authority, in all.
-    accepted: u64,
+    rules: LeaseRules,
+    holder: Holder,
+    phase: Phase,
+    epoch: Epoch,
+    /// Recorded, not durable yet: nothing is asked or taken until it is.
+    next_epoch: Option<Epoch>,
+    standing: Standing,
+    home: Option<HomeStanding>,
     /// Recorded, perhaps not durable yet.
-    recorded: u64,
-    /// Taken out of the line and recorded as returned, in all.
+    granted: u64,
     returned: u64,
-    /// An ask is out, up to this.
-    asked: Option<u64>,
+    total: u64,
+    /// At home: taken off the total, recorded or being recorded.
+    withdrawn: u64,
+    /// Units in the line, as last seen and moved since.
+    line: u64,
+    /// Of a [`LeaseAction::Take`] that was not answered yet.
+    taking: Option<u64>,
+    demand: Demand,
+    /// Asked of the pool so many units at a time.
+    last_grant: u64,
+    is_selling: bool,
+    not_selling_since: u64,
+    /// Gave all it had to others: takes none ahead until somebody wants one here.
+    is_resting: bool,
+    /// When units last entered the line; 0: before this lease.
+    came_at: u64,
+    has_news: bool,
+    out: Option<Out>,
+    told: Standing,
+    told_at: u64,
+    /// The newest view: what is true of one epoch only.
+    view: PoolView,
+    /// The pool keeps it until the next grant.
+    has_noted_want: bool,
+    recall: Backoff,
+    trouble: Backoff,
+    is_reachable: bool,
+    withdrawal: Option<Withdrawal>,
+    last_elsewhere: Option<Elsewhere>,
 }
 
 impl Lease {
-    /// Starts from what the journal knows, and asks the authority what *it* knows: granted beyond
-    /// accepted will be accepted, returned is told again.
-    pub fn resume(accepted: u64, returned: u64) -> (Self, [LeaseAction; 2]) {
-        let lease = Self { accepted, recorded: accepted, returned, asked: Some(accepted) };
-        let actions =
-            [LeaseAction::Tell { returned }, LeaseAction::Ask { from: accepted, up_to: accepted }];
-        (lease, actions)
+    /// Starts from what the journal proves. The first ask leaves with the first event.
+    pub fn new(rules: LeaseRules, holder: Holder, known: Known) -> Self {
+        let Known { epoch, standing, home, total, free } = known;
+        // A pool is begun by the home of its sale: others wait until it is there.
+        let is_new = epoch.number == 0;
+        Self {
+            rules,
+            holder,
+            phase: if is_new { Phase::Looking } else { Phase::Joining { bump_above: 0 } },
+            epoch,
+            next_epoch: None,
+            standing,
+            granted: standing.accepted,
+            returned: standing.returned,
+            total,
+            withdrawn: home.as_ref().map_or(0, |home| home.withdrawn),
+            home,
+            line: free,
+            taking: None,
+            demand: Demand::default(),
+            last_grant: 0,
+            is_selling: true,
+            not_selling_since: 0,
+            is_resting: false,
+            came_at: 0,
+            has_news: false,
+            out: None,
+            told: Standing::default(),
+            told_at: 0,
+            view: PoolView::default(),
+            has_noted_want: false,
+            recall: Backoff::new(5, 200),
+            trouble: Backoff::new(50, 1_000),
+            is_reachable: true,
+            withdrawal: None,
+            last_elsewhere: None,
+        }
     }
 
-    pub fn accepted(&self) -> u64 {
-        self.accepted
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+    /// What is durable.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+    /// The pool as last seen.
+    pub fn view(&self) -> &PoolView {
+        &self.view
+    }
+    pub fn is_reachable(&self) -> bool {
+        self.is_reachable
+    }
+    pub fn is_withdrawing(&self) -> bool {
+        self.withdrawal.is_some()
     }
 
-    pub fn returned(&self) -> u64 {
-        self.returned
+    /// Whether nothing is on its way: what can be had now is in the line.
+    pub fn is_settled(&self) -> bool {
+        self.phase == Phase::Open
+            && self.out.is_none()
+            && self.next_epoch.is_none()
+            && self.granted == self.standing.accepted
+            && self.returned == self.standing.returned
+            && self.home.as_ref().is_none_or(|home| home.added <= self.view.added)
     }
 
+    /// How soon [`LeaseEvent::Seen`] must come again.
+    pub fn pace(&self, now: u64) -> Pace {
+        if self.phase == Phase::Ended {
+            return Pace::Never;
+        }
+        let is_alone = self.rules.nodes == 0;
+        let is_busy = !self.is_settled()
+            || self.withdrawal.is_some()
+            || self.has_news
+            || self.view.wanted > 0 && self.line > 0
+            || self.is_selling && self.demand.was_within(now, DRY_MS)
+            || !self.is_selling && self.line > 0;
+        match (is_alone, is_busy) {
+            (true, _) if self.is_settled() && self.withdrawal.is_none() => Pace::Never,
+            (_, true) => Pace::Fast,
+            _ => Pace::Slow,
+        }
+    }
+
+    /// Takes an event. Times are in milliseconds, and never go back.
+    ///
     /// Panics: when a durable record says what this lease never recorded, which is a bug.
-    pub fn on(&mut self, event: LeaseEvent) -> Option<LeaseAction> {
+    pub fn on(&mut self, now: u64, event: LeaseEvent, actions: &mut Vec<LeaseAction>) {
+        if self.phase == Phase::Ended {
+            // Records that were on their way still count; nothing new is begun.
+            if let LeaseEvent::AcceptDurable { granted } = event {
+                self.accept(now, granted, actions);
+            }
+            return;
+        }
         match event {
-            LeaseEvent::Want { want: 0 } | LeaseEvent::Taken { quantity: 0 } => None,
-            LeaseEvent::Want { .. } if self.asked.is_some() => None,
-            LeaseEvent::Want { want } => {
-                let up_to = self.recorded.checked_add(want)?;
-                self.asked = Some(up_to);
-                Some(LeaseAction::Ask { from: self.recorded, up_to })
+            LeaseEvent::Seen { free, confirmed, unconfirmed, is_missed } => {
+                let fell = self.line.saturating_sub(free);
+                self.demand.see(now, fell, is_missed);
+                self.is_resting &= fell == 0 && !is_missed;
+                self.line = free;
+                self.standing.confirmed = self.standing.confirmed.max(confirmed);
+                self.standing.unconfirmed = self.standing.unconfirmed.max(unconfirmed);
             }
-            LeaseEvent::Granted { granted } => {
-                self.asked = None;
-                // Late or repeated answers are at or below what is recorded.
-                (granted > self.recorded).then(|| {
-                    self.recorded = granted;
-                    LeaseAction::RecordGranted { granted }
-                })
+            LeaseEvent::Answer(answer) => self.answer(now, answer, actions),
+            LeaseEvent::News => self.has_news = true,
+            LeaseEvent::EpochDurable { epoch } => {
+                assert_eq!(self.next_epoch, Some(epoch), "durable before it was recorded");
+                self.enter_epoch(epoch);
             }
-            LeaseEvent::AcceptDurable { granted } => {
-                assert!(granted <= self.recorded, "accepted {granted}, recorded {}", self.recorded);
-                let quantity = granted.checked_sub(self.accepted).filter(|q| *q > 0)?;
-                self.accepted = granted;
-                Some(LeaseAction::Enter { quantity })
-            }
+            LeaseEvent::AcceptDurable { granted } => self.accept(now, granted, actions),
             LeaseEvent::Taken { quantity } => {
-                self.returned = self.returned.checked_add(quantity)?;
-                assert!(self.returned <= self.accepted, "returned more than was ever accepted");
-                Some(LeaseAction::RecordReturned { returned: self.returned })
+                let asked = self.taking.take().expect("a take was asked for");
+                // Fewer than asked for: shards took the rest meanwhile.
+                self.line = if quantity < asked { 0 } else { self.line.saturating_sub(quantity) };
+                if quantity > 0 {
+                    self.returned += quantity;
+                    assert!(self.returned <= self.standing.accepted, "more than was ever accepted");
+                    let epoch = self.epoch.number;
+                    actions.push(LeaseAction::RecordReturned { quantity, epoch });
+                }
             }
             LeaseEvent::ReturnDurable { returned } => {
                 assert!(returned <= self.returned, "durable before it was recorded");
-                Some(LeaseAction::Tell { returned })
+                self.standing.returned = self.standing.returned.max(returned);
+            }
+            LeaseEvent::HomeDurable { added, withdrawn } => {
+                let journals = self.home.take().and_then(|home| home.journals);
+                self.home = Some(HomeStanding { added, withdrawn, journals });
+                self.withdrawn = self.withdrawn.max(withdrawn);
+            }
+            LeaseEvent::Journals(journals) => {
+                if let Some(home) = &mut self.home {
+                    home.journals = Some(journals);
+                    self.has_news = true;
+                }
+            }
+            LeaseEvent::Selling(is_selling) => {
+                if self.is_selling && !is_selling {
+                    self.not_selling_since = now;
+                }
+                self.is_selling = is_selling;
+            }
+            LeaseEvent::Withdraw { quantity, key } => {
+                assert!(self.withdrawal.is_none(), "one withdrawal at a time");
+                let until = now + WITHDRAW_MS;
+                let (not_before, is_unsure) = (now, false);
+                self.withdrawal = Some(Withdrawal { key, quantity, until, not_before, is_unsure });
+            }
+        }
+        self.step(now, actions);
+    }
+
+    fn accept(&mut self, now: u64, granted: u64, actions: &mut Vec<LeaseAction>) {
+        assert!(granted <= self.granted, "accepted {granted}, recorded {}", self.granted);
+        let Some(quantity) = granted.checked_sub(self.standing.accepted).filter(|q| *q > 0) else {
+            return;
+        };
+        self.standing.accepted = granted;
+        self.line += quantity;
+        self.came_at = now;
+        actions.push(LeaseAction::Enter { quantity });
+    }
+
+    /// What follows from all that is known now.
+    fn step(&mut self, now: u64, actions: &mut Vec<LeaseAction>) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        if self.out.as_ref().is_some_and(|out| now >= out.at + ANSWER_MS) {
+            self.lose_answer(now);
+        }
+        self.end_withdrawal(now, actions);
+        self.give_back(now, actions);
+        if self.out.is_none()
+            && self.next_epoch.is_none()
+            && self.trouble.is_over(now)
+            && let Some(ask) = self.next_ask(now)
+        {
+            self.send(now, ask, actions);
+        }
+    }
+
+    fn send(&mut self, now: u64, ask: PoolAsk, actions: &mut Vec<LeaseAction>) {
+        let Holder { item, journal, incarnation } = self.holder;
+        let (epoch, standing) = (self.epoch, self.standing);
+        let asker = Asker { item, journal, incarnation, epoch, standing };
+        self.out = Some(Out { ask: ask.clone(), under: epoch, standing, at: now });
+        self.has_news = false;
+        self.told_at = now;
+        actions.push(LeaseAction::Ask(asker, ask));
+    }
+
+    fn next_ask(&mut self, now: u64) -> Option<PoolAsk> {
+        match self.phase {
+            Phase::Looking => (self.has_news || self.recall.is_over(now)).then(|| {
+                self.recall.fail(now);
+                PoolAsk::Inspect
+            }),
+            Phase::Creating => {
+                let home = self.home.clone().expect("only the home makes a pool");
+                Some(PoolAsk::Create { home })
+            }
+            Phase::Joining { bump_above } => {
+                Some(PoolAsk::Join { home: self.home.clone(), bump_above })
+            }
+            Phase::Shut => (self.has_news || self.recall.is_over(now)).then(|| {
+                self.recall.fail(now);
+                PoolAsk::Join { home: self.home.clone(), bump_above: 0 }
+            }),
+            Phase::Open => self.next_open(now),
+            Phase::Ended => None,
+        }
+    }
+
+    fn lose_answer(&mut self, now: u64) {
+        self.is_reachable = false;
+        self.trouble.fail(now);
+        let Some(out) = self.out.take() else { return };
+        if matches!(out.ask, PoolAsk::Withdraw { .. })
+            && let Some(withdrawal) = &mut self.withdrawal
+        {
+            withdrawal.is_unsure = true;
+        }
+        // Never made twice: whether it was made is found by joining.
+        if self.phase == Phase::Creating {
+            self.phase = Phase::Joining { bump_above: 0 };
+        }
+    }
+
+    fn answer(&mut self, now: u64, answer: PoolAnswer, actions: &mut Vec<LeaseAction>) {
+        let PoolAnswer { asked_under, asked, view, refusal, .. } = answer;
+        let is_it = |out: &Out| out.ask == asked && out.under == asked_under;
+        let is_current = self.out.as_ref().is_some_and(is_it);
+        if matches!(refusal, Some(PoolRefusal::Unavailable(_))) {
+            if is_current {
+                self.lose_answer(now);
+            }
+            return;
+        }
+        let sent = if is_current { self.out.take() } else { None };
+        if is_current {
+            self.is_reachable = true;
+            self.trouble.reset();
+        }
+        let view = view.unwrap_or_default();
+        match refusal {
+            Some(PoolRefusal::Fenced { incarnation }) => {
+                if incarnation > self.holder.incarnation {
+                    self.halt(Halt::Fenced { incarnation }, actions);
+                }
+            }
+            // † A late join carries less than was told since: only what the journal lacks *now*
+            // makes it an old copy.
+            Some(PoolRefusal::OldCopy { accepted, returned }) => {
+                let known = self.standing;
+                if accepted > known.accepted || returned > known.returned {
+                    self.halt(Halt::OldCopy { accepted, returned, known }, actions);
+                } else if is_current {
+                    self.phase = Phase::Joining { bump_above: 0 };
+                }
+            }
+            Some(PoolRefusal::Epoch) => self.see_epoch(view.epoch, is_current, actions),
+            Some(PoolRefusal::Lost | PoolRefusal::NotJoined)
+                if is_current && self.phase != Phase::Looking =>
+            {
+                self.phase = Phase::Joining { bump_above: 0 };
+            }
+            None | Some(PoolRefusal::Lost) if is_current && self.phase == Phase::Looking => {
+                self.look(&view, refusal.is_none(), actions);
+            }
+            Some(_) => {}
+            None => {
+                let is_ours = asked_under == self.epoch && self.next_epoch.is_none();
+                if is_ours || planted::is(Bug::LateGrantTaken) {
+                    self.see(now, &asked, &view, sent.as_ref(), actions);
+                }
             }
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use LeaseAction as A;
-    use LeaseEvent as E;
-
-    #[test]
-    fn units_enter_the_line_only_once_their_record_is_durable() {
-        let mut lease = Lease::default();
-        assert_eq!(lease.on(E::Want { want: 100 }), Some(A::Ask { from: 0, up_to: 100 }));
-        assert_eq!(lease.on(E::Want { want: 100 }), None, "one ask at a time");
-        assert_eq!(lease.on(E::Granted { granted: 60 }), Some(A::RecordGranted { granted: 60 }));
-        assert_eq!(lease.accepted(), 0);
-        assert_eq!(lease.on(E::AcceptDurable { granted: 60 }), Some(A::Enter { quantity: 60 }));
-        assert_eq!(lease.on(E::AcceptDurable { granted: 60 }), None, "entered once");
-    }
-
-    #[test]
-    fn a_late_or_repeated_answer_enters_nothing() {
-        let (mut lease, _) = Lease::resume(60, 10);
-        for granted in [0, 10, 60, 60] {
-            assert_eq!(lease.on(E::Granted { granted }), None);
+    /// Before the pool is made: the first epoch belongs to the server that answers the home.
+    fn look(&mut self, view: &PoolView, is_there: bool, actions: &mut Vec<LeaseAction>) {
+        if self.home.is_none() {
+            if is_there {
+                self.phase = Phase::Joining { bump_above: 0 };
+            }
+        } else if view.epoch.number == 0 {
+            let first = Epoch { number: 1, server: view.epoch.server };
+            self.next_epoch = Some(first);
+            actions.push(LeaseAction::RecordEpoch(first));
+        } else {
+            self.phase = Phase::Joining { bump_above: 0 };
         }
     }
 
-    #[test]
-    fn a_grant_whose_answer_was_lost_in_a_crash_is_accepted_at_the_next_start() {
-        let (mut lease, actions) = Lease::resume(60, 10);
-        assert_eq!(actions, [A::Tell { returned: 10 }, A::Ask { from: 60, up_to: 60 }]);
-        assert_eq!(lease.on(E::Granted { granted: 90 }), Some(A::RecordGranted { granted: 90 }));
-        assert_eq!(lease.on(E::AcceptDurable { granted: 90 }), Some(A::Enter { quantity: 30 }));
+    fn see_epoch(&mut self, seen: Epoch, is_current: bool, actions: &mut Vec<LeaseAction>) {
+        let newest = self.next_epoch.unwrap_or(self.epoch);
+        if seen.number > newest.number {
+            // Two in a row: the first must be durable before the second is recorded.
+            if self.next_epoch.is_none() {
+                self.next_epoch = Some(seen);
+                self.phase = Phase::Joining { bump_above: 0 };
+                actions.push(LeaseAction::RecordEpoch(seen));
+            }
+        } else if is_current && seen != newest {
+            // A server that has never heard of this journal's epoch.
+            self.phase = Phase::Joining { bump_above: newest.number };
+        } else if is_current {
+            self.phase = Phase::Joining { bump_above: 0 };
+        }
     }
 
-    #[test]
-    fn a_return_is_told_only_once_its_record_is_durable() {
-        let (mut lease, _) = Lease::resume(60, 0);
-        assert_eq!(lease.on(E::Taken { quantity: 5 }), Some(A::RecordReturned { returned: 5 }));
-        assert_eq!(lease.on(E::Taken { quantity: 2 }), Some(A::RecordReturned { returned: 7 }));
-        assert_eq!(lease.on(E::ReturnDurable { returned: 5 }), Some(A::Tell { returned: 5 }));
-        assert_eq!(lease.on(E::ReturnDurable { returned: 7 }), Some(A::Tell { returned: 7 }));
+    fn enter_epoch(&mut self, epoch: Epoch) {
+        self.next_epoch = None;
+        self.epoch = epoch;
+        self.phase = match self.phase {
+            Phase::Looking => Phase::Creating,
+            _ => Phase::Joining { bump_above: 0 },
+        };
+        // Nothing of an older epoch's view holds; neither does what was told.
+        self.view = PoolView::default();
+        self.told = Standing::default();
+        self.has_noted_want = false;
+        self.recall.reset();
+    }
+
+    fn halt(&mut self, why: Halt, actions: &mut Vec<LeaseAction>) {
+        self.phase = Phase::Ended;
+        actions.push(LeaseAction::Halt(why));
     }
 }

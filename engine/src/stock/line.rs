@@ -9,11 +9,11 @@
 
 use std::sync::OnceLock;
 #[cfg(not(loom))]
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
 #[cfg(loom)] // engine/tests/loom.rs compiles this very file, and walks every interleaving
-use loom::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::units::{ItemIndex, Quantity, TakeUnits};
 
@@ -68,14 +68,33 @@ impl StockLine {
     }
 }
 
-/// What is counted beside a line; nothing on the path of a decision reads it.
+/// What is counted beside a line. Of a decision, only one that finds no unit comes here.
 #[derive(Debug, Default)]
 struct Counts {
-    /// Units of durable confirmed redemptions. Only completions write it.
-    confirmed_durable: AtomicI64,
+    /// Units of durable confirmed redemptions, those that were reversed included; cumulative, as
+    /// the next. Only completions write them.
+    confirmed: AtomicU64,
+    /// Units of these that were reversed, and can be sold again.
+    unconfirmed: AtomicU64,
     /// Units in the sale.
     total: AtomicU64,
+    /// Units that other nodes had confirmed when all of the total was; [`UNKNOWN`] while others
+    /// may have some to sell, or take some back. A node alone leaves it at 0.
+    confirmed_elsewhere: AtomicU64,
+    /// Units that are neither here nor confirmed elsewhere, as last heard.
+    open_elsewhere: AtomicU64,
+    /// The stock generation that `confirmed_elsewhere` is of.
+    generation: AtomicU64,
+    /// Somebody was refused for want of a unit.
+    is_missed: AtomicBool,
+    /// The next refusal for want of a unit is told at once.
+    is_watched: AtomicBool,
 }
+
+/// Told which item was asked for in vain.
+type AtMiss = Box<dyn Fn(ItemIndex) + Send + Sync>;
+
+const UNKNOWN: u64 = u64::MAX;
 
 /// A line and its counts.
 #[derive(Debug, Default)]
@@ -92,11 +111,13 @@ pub const ITEM_COUNT_MAX: usize = 1 << 16;
 /// All lines of a node, by item. Grows without moving a line, so shards hold no lock.
 pub struct StockLines {
     blocks: Box<[OnceLock<Box<[Shelf]>>]>,
+    at_miss: OnceLock<AtMiss>,
 }
 
 impl Default for StockLines {
     fn default() -> Self {
-        Self { blocks: (0..ITEM_COUNT_MAX / BLOCK_LEN).map(|_| OnceLock::new()).collect() }
+        let blocks = (0..ITEM_COUNT_MAX / BLOCK_LEN).map(|_| OnceLock::new()).collect();
+        Self { blocks, at_miss: OnceLock::new() }
     }
 }
 
@@ -129,27 +150,138 @@ impl StockLines {
     ///
     /// Thread: the journal's completions, and the start.
     pub fn confirm_durable(&self, item: ItemIndex, quantity: i64) {
-        self.shelf(item).counts.confirmed_durable.fetch_add(quantity, Ordering::AcqRel);
-    }
-
-    pub fn confirmed_durable(&self, item: ItemIndex) -> i64 {
-        self.shelf(item).counts.confirmed_durable.load(Ordering::Relaxed)
-    }
-
-    /// Whether no unit of the item can come back: its durable confirmed units are its total.
-    ///
-    /// Asked anew each time, and never stored: a flag set from these two counts by one thread
-    /// could be overtaken by the other's change, and stay (engine/tests/loom.rs shows it).
-    pub fn is_sold_out_finally(&self, item: ItemIndex) -> bool {
         let counts = &self.shelf(item).counts;
-        let confirmed = counts.confirmed_durable.load(Ordering::Acquire);
+        let count = if quantity < 0 { &counts.unconfirmed } else { &counts.confirmed };
+        count.fetch_add(quantity.unsigned_abs(), Ordering::AcqRel);
+    }
+
+    /// Units confirmed durably, and those of them that were reversed; both cumulative.
+    ///
+    /// The first is read first: so what is confirmed on balance is never overstated, whatever
+    /// happens between the two.
+    pub fn settled(&self, item: ItemIndex) -> (u64, u64) {
+        let counts = &self.shelf(item).counts;
+        let confirmed = counts.confirmed.load(Ordering::Acquire);
+        (confirmed, counts.unconfirmed.load(Ordering::Acquire).min(confirmed))
+    }
+
+    /// Sets what the pool says of the item beyond this node. `finally`: units confirmed elsewhere,
+    /// where with those here they are the total, in this stock generation.
+    ///
+    /// Thread: control, and the start.
+    pub fn set_elsewhere(
+        &self,
+        item: ItemIndex,
+        total: u64,
+        finally: Option<u64>,
+        open: u64,
+        generation: u64,
+    ) {
+        let counts = &self.shelf(item).counts;
+        // The old figure goes before the new total comes; its partner reads them the other way.
+        counts.confirmed_elsewhere.store(UNKNOWN, Ordering::Release);
+        counts.total.store(total, Ordering::Release);
+        counts.open_elsewhere.store(open, Ordering::Relaxed);
+        counts.generation.store(generation, Ordering::Release);
+        counts.confirmed_elsewhere.store(finally.unwrap_or(UNKNOWN), Ordering::Release);
+    }
+
+    /// Units that are neither here nor confirmed elsewhere, as last heard.
+    pub fn open_elsewhere(&self, item: ItemIndex) -> u64 {
+        self.shelf(item).counts.open_elsewhere.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody was refused for want of a unit since the last call. Thread: control.
+    pub fn take_missed(&self, item: ItemIndex) -> bool {
+        // Relaxed: a hint, that is looked at every few milliseconds.
+        self.shelf(item).counts.is_missed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Says what is called, by a shard, at the first refusal of a watched item. Only the first call
+    /// counts.
+    pub fn call_at_miss(&self, call: impl Fn(ItemIndex) + Send + Sync + 'static) {
+        let _ = self.at_miss.set(Box::new(call));
+    }
+
+    /// Has the item's next refusal for want of a unit told at once, and only that one: a dry item
+    /// costs its shards no more than a look each. Thread: control, of items looked at seldom.
+    pub fn watch(&self, item: ItemIndex) {
+        self.shelf(item).counts.is_watched.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes a refusal. Both flags are written once per look of the control thread, not once per
+    /// refusal.
+    fn miss(&self, item: ItemIndex, counts: &Counts) {
+        if !counts.is_missed.load(Ordering::Relaxed) {
+            counts.is_missed.store(true, Ordering::Relaxed);
+        }
+        let is_watched = counts.is_watched.load(Ordering::Relaxed)
+            && counts.is_watched.swap(false, Ordering::Relaxed);
+        if is_watched && let Some(call) = self.at_miss.get() {
+            call(item);
+        }
+    }
+
+    /// Whether no unit of the item can come back: its durable confirmed units, here and elsewhere,
+    /// are its total.
+    ///
+    /// Asked anew each time, and never stored: a flag set from these counts by one thread could be
+    /// overtaken by another's change, and stay (engine/tests/loom.rs shows it).
+    pub fn is_sold_out_finally(&self, item: ItemIndex) -> bool {
+        let (confirmed, unconfirmed) = self.settled(item);
+        let counts = &self.shelf(item).counts;
+        // Whoever sees a new total sees that the old figure of others is gone.
         let total = counts.total.load(Ordering::Acquire);
-        total > 0 && u64::try_from(confirmed) == Ok(total)
+        let elsewhere = counts.confirmed_elsewhere.load(Ordering::Acquire);
+        let is_known = total > 0 && elsewhere != UNKNOWN;
+        is_known && (confirmed - unconfirmed).checked_add(elsewhere) == Some(total)
+    }
+}
+
+impl StockLines {
+    /// The stock generation in which no unit of the item can come back, if that is so now.
+    pub fn sold_out_generation(&self, item: ItemIndex) -> Option<u64> {
+        let generation = || self.shelf(item).counts.generation.load(Ordering::Acquire);
+        // One that changes meanwhile may not be the one that was looked at.
+        let before = generation();
+        (self.is_sold_out_finally(item) && generation() == before).then_some(before)
     }
 }
 
 impl TakeUnits for StockLines {
     fn try_take(&self, item: ItemIndex, quantity: Quantity) -> bool {
-        self.line(item).try_take(u64::from(quantity.get()))
+        let shelf = self.shelf(item);
+        let has = shelf.line.try_take(u64::from(quantity.get()));
+        if !has {
+            self.miss(item, &shelf.counts);
+        }
+        has
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// [An item that nobody had asked for of late was looked at every 40 ms: so long a member was
+    /// told "no unit" while another node held one for nobody.]
+    #[test]
+    fn of_a_watched_item_one_refusal_is_told_at_once_and_no_sale() {
+        let stock = StockLines::default();
+        let told = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&told);
+        stock.call_at_miss(move |item| {
+            counter.fetch_add(u64::from(item.get()), Ordering::Relaxed);
+        });
+        let (item, one) = (ItemIndex::new(7), Quantity::new(1));
+        assert!(!stock.try_take(item, one));
+        stock.watch(item);
+        stock.line(item).give_back(1);
+        assert!(stock.try_take(item, one));
+        assert_eq!(told.load(Ordering::Relaxed), 0, "not watched, then sold");
+        assert!(!stock.try_take(item, one) && !stock.try_take(item, one));
+        assert_eq!(told.load(Ordering::Relaxed), 7, "once, until it is watched again");
     }
 }

@@ -52,6 +52,64 @@ pub struct ShipFigures {
     pub is_held_up: bool,
 }
 
+/// How calls to Redis go, where that is the stock authority.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StockRedisFigures {
+    /// By script.
+    pub calls: Vec<(&'static str, u64)>,
+    /// Of calls that were answered, in nanoseconds.
+    pub durations: Buckets,
+    pub errors: u64,
+    pub timeouts: u64,
+    /// Asks given up because too many waited.
+    pub turned_away: u64,
+    /// Connections made.
+    pub links: u64,
+    pub news: u64,
+    pub is_up: bool,
+}
+
+/// The lease of an item on this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LeaseFigures {
+    /// `joining`, `rebuilding`, `open`, `ended` or `unreachable`.
+    pub phase: &'static str,
+    pub is_open: bool,
+    /// Whether other nodes may take from the same pool.
+    pub is_shared: bool,
+    /// Of the pool, as recorded here.
+    pub epoch: u32,
+    /// Units accepted from the pool and given back to it, cumulative.
+    pub granted: u64,
+    pub returned: u64,
+    /// Units in the pool, and units that others wait for, as last seen.
+    pub pool: u64,
+    pub wanted: u64,
+    /// Asks sent to the stock authority since the start.
+    pub asks: u64,
+    /// How long somebody asked for units and there were none here.
+    pub dry_ms: u64,
+    /// How often that was, until units came; and how long it took then, at the 99th percentile.
+    pub dry_spells: u64,
+    pub dry_p99_ms: u64,
+}
+
+impl LeaseFigures {
+    /// As operators read them over HTTP.
+    pub fn fields(&self) -> [(&'static str, u64); 8] {
+        [
+            ("epoch", u64::from(self.epoch)),
+            ("granted", self.granted),
+            ("returned", self.returned),
+            ("pool", self.pool),
+            ("wanted", self.wanted),
+            ("asks", self.asks),
+            ("dry_spells", self.dry_spells),
+            ("dry_p99_ms", self.dry_p99_ms),
+        ]
+    }
+}
+
 /// Read at every scrape and every sale's admin view; must not block.
 pub trait NodeFigures: Send + Sync {
     fn item(&self, item: ItemIndex) -> ItemFigures;
@@ -59,6 +117,14 @@ pub trait NodeFigures: Send + Sync {
     fn persist(&self) -> Vec<PersistFigures>;
     /// `None` without Kafka.
     fn ship(&self) -> Option<ShipFigures> {
+        None
+    }
+    /// How the item's lease stands; `None` before the parts run.
+    fn lease(&self, _: ItemIndex) -> Option<LeaseFigures> {
+        None
+    }
+    /// `None` without Redis.
+    fn stock_redis(&self) -> Option<StockRedisFigures> {
         None
     }
     /// Units: milliseconds since the newest snapshot was taken.

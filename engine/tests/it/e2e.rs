@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::e2e_client::{Client, Reply};
+use crate::e2e_client::Client;
 
 /// Waits until no other test runs a node.
 pub fn turn() -> MutexGuard<'static, ()> {
@@ -45,7 +46,8 @@ pub fn setting(name: &str, default: u64) -> u64 {
 
 /// Says that something could not be tested here; the scripts show it. In CI it is a failure.
 pub fn skip(what: &str, why: &str) {
-    println!("SKIPPED {what}: {why}");
+    // Past the harness, which shows a test's output only where it fails.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {what}: {why}");
     assert!(std::env::var_os("CI").is_none(), "CI skips nothing: {what}: {why}");
 }
 
@@ -95,6 +97,8 @@ pub struct Site {
     data: PathBuf,
     config: String,
     env: Vec<(String, String)>,
+    /// Public and admin.
+    listen: [String; 2],
 }
 
 impl Site {
@@ -102,7 +106,8 @@ impl Site {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let data = dir.path().join("data");
-        let mut site = Self { dir, data, config: String::new(), env: Vec::new() };
+        let listen = ["127.0.0.1:0"; 2].map(str::to_owned);
+        let mut site = Self { dir, data, config: String::new(), env: Vec::new(), listen };
         site.set("http.workers", "2");
         site.set("shards.count", "2");
         site.set("journal.segment_bytes", "4194304");
@@ -143,9 +148,14 @@ impl Site {
         self.dir.path().join(name)
     }
 
+    /// Keeps a node to these addresses, where others are told of them.
+    pub fn listen_on(&mut self, public: &str, admin: &str) {
+        self.listen = [public.to_owned(), admin.to_owned()];
+    }
+
     /// `onrush serve` on ports of its own choice, not started.
     pub fn serve(&self) -> Command {
-        self.serve_on("127.0.0.1:0", "127.0.0.1:0")
+        self.serve_on(&self.listen[0], &self.listen[1])
     }
 
     pub fn serve_on(&self, public: &str, admin: &str) -> Command {
@@ -299,6 +309,25 @@ impl Node {
         true
     }
 
+    /// The signal that ended it; `None`: it runs, or ended by itself.
+    pub fn exit_signal(&mut self) -> Option<i32> {
+        let status = self.child.try_wait().expect("our child")?;
+        std::os::unix::process::ExitStatusExt::signal(&status)
+    }
+
+    /// The sum of the metrics whose lines begin so.
+    ///
+    /// Panics: where there is none.
+    #[track_caller]
+    pub fn metric(&self, prefix: &str) -> f64 {
+        let text = self.admin().get("/metrics").expect(200).body;
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        let lines = text.lines().filter(|line| line.starts_with(prefix));
+        let values: Vec<f64> = lines.map(|line| value(line).expect("a number")).collect();
+        assert!(!values.is_empty(), "no {prefix} in\n{text}");
+        values.iter().sum()
+    }
+
     /// Units: bytes of memory that are resident.
     pub fn resident_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
@@ -306,6 +335,13 @@ impl Node {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("kB");
         kib * 1024
+    }
+
+    /// The first event of its log that says so.
+    pub fn logged(&self, message: &str) -> Option<Value> {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let mut events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.find(|event| event["message"] == message)
     }
 
     pub fn log_tail(&self) -> String {
@@ -371,11 +407,6 @@ impl Node {
         let url = format!("http://{}", self.admin);
         let (code, out, err) = run(onrush().args(["audit", "--admin", &url]));
         assert_eq!(code, Some(0), "the live audit found something:\n{out}\n{err}");
-    }
-
-    /// Asks the public listener until it answers anything.
-    pub fn try_get(&self, path: &str) -> Option<Reply> {
-        self.client().send("GET", path, &[], "").ok()
     }
 }
 

@@ -23,21 +23,26 @@ const LIBRARIES: [&str; 4] = [
 
 /// A site whose nodes see the wall clock that [`set_clock`] says.
 fn site_with_a_clock(test: &str) -> Option<Site> {
+    let mut site = Site::new();
+    give_clock(&mut site, test).then_some(site)
+}
+
+/// `false`: it cannot be had, and the test was noted as skipped.
+pub fn give_clock(site: &mut Site, test: &str) -> bool {
     let Some(library) = LIBRARIES.iter().find(|path| Path::new(path).exists()) else {
         skip(test, "libfaketime is not installed (Debian: apt-get install faketime)");
-        return None;
+        return false;
     };
-    let mut site = Site::new();
-    set_clock(&site, "+0");
+    set_clock(site, "+0");
     let clock = site.path("clock").display().to_string();
     site.set_env("LD_PRELOAD", library);
     site.set_env("FAKETIME_TIMESTAMP_FILE", &clock);
     site.set_env("FAKETIME_NO_CACHE", "1");
     site.set_env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    Some(site)
+    true
 }
 
-fn set_clock(site: &Site, offset: &str) {
+pub fn set_clock(site: &Site, offset: &str) {
     fs::write(site.path("clock.new"), format!("{offset}\n")).expect("writable");
     fs::rename(site.path("clock.new"), site.path("clock")).expect("writable");
 }

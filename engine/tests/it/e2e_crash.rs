@@ -52,7 +52,9 @@ fn nothing_that_was_answered_is_lost_by_kill_9() {
 fn every_marked_crash_point_is_hit_and_survived() {
     let _turn = turn();
     let (_, listed, _) = run(onrush().arg("crash-points"));
-    let points: Vec<&str> = listed.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // A split is a command of its own, and killed in a test of its own.
+    let is_ours = |line: &&str| !line.is_empty() && !line.starts_with("split-");
+    let points: Vec<&str> = listed.lines().map(str::trim).filter(is_ours).collect();
     assert!(points.len() > 5, "the code lists its crash points: {listed:?}");
     let mut random = Random::new("crash points");
     let mut never_hit = Vec::new();
@@ -75,7 +77,12 @@ fn every_marked_crash_point_is_hit_and_survived() {
             if !node.ends_within(patience / 2) {
                 node.signal(rustix::process::Signal::TERM); // some points lie in the drain
             }
-            if !node.ends_within(patience) {
+            // Killed by the point itself: a drain that ends in good order has not come by it.
+            let is_hit = node.ends_within(patience) && node.exit_signal() == Some(9);
+            // Only a node that leases from Redis comes by all of the first (`stack_lease::crash`),
+            // only one whose journal ends in rubbish by the others (`journal_crash`).
+            let is_elsewhere = point.starts_with("lease-") || point.ends_with("-zeroing");
+            if !is_hit && !is_elsewhere {
                 never_hit.push(*point);
             }
             drop(node);

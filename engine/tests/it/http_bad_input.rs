@@ -172,6 +172,30 @@ fn bytes_that_are_not_http() {
 }
 
 #[test]
+fn a_body_above_its_calls_bound_is_refused_and_one_at_it_is_read() {
+    let node = node();
+    let (small, batch, sale) = (64 << 10, 256 << 10, 1000 << 10);
+    for (to, path, bound) in [
+        (node.public, "/v1/sales/s/redemptions", small),
+        (node.gateway, "/v1/redemptions:batch", batch),
+        (node.admin, "/v1/sales", sale),
+        (node.admin, "/v1/sales/s/pause", small),
+        (node.admin, "/v1/sales/s/items/cup/stock", small),
+        (node.admin, "/v1/members/7/points", small),
+    ] {
+        // Blanks: whatever is read whole is no JSON, and without an effect.
+        let send = |length: usize| {
+            let ask = Ask::post(path).member(MEMBER).key("k").json(&" ".repeat(length));
+            ask.header("X-Gateway-Secret", crate::http_client::SECRET).send(to)
+        };
+        let answer = send(bound + 1);
+        assert_eq!((answer.status, answer.code()), (413, "body-too-large".into()), "{path}");
+        assert_ne!(send(bound).status, 413, "{path}");
+    }
+    assert_untouched(&node);
+}
+
+#[test]
 fn bodies_that_lie_about_their_length() {
     let node = node();
     let head = format!(

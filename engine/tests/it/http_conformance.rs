@@ -10,10 +10,11 @@ use Listener::{Admin, Gateway, Public};
 
 /// What this run cannot bring about. Each has its place elsewhere: 503s and 410s in
 /// `http_unavailable` and `http_starting`, 500s and 408s in tests of their own, 413s and 415s one
-/// for each way in which a body is read.
+/// for each way in which a body is read, 307s and most 403s in `e2e_nodes`, where there are nodes.
 fn is_elsewhere(operation_and_status: &str) -> bool {
     let (operation, status) = operation_and_status.split_once(' ').unwrap();
-    matches!(status, "408" | "410" | "500" | "503")
+    matches!(status, "307" | "408" | "410" | "500" | "503")
+        || status == "403" && !matches!(operation, "redeem" | "redeemBatch")
         || matches!(status, "413" | "415") && operation != "redeem"
 }
 
@@ -58,6 +59,10 @@ fn every_call_answers_as_it_is_described() {
     let report = run.ok(Admin, &Ask::get("/v1/audit")).json();
     assert_eq!(report["verdict"], "pass", "{report:#}");
     run.expect(Admin, &Ask::get("/v1/audit?all=perhaps"), 400, "malformed");
+    let alone = run.ok(Admin, &Ask::get("/v1/cluster")).json();
+    assert_eq!(alone["nodes"][0]["slot_count"], 4096, "{alone:#}");
+    run.expect(Admin, &Ask::get("/v1/cluster?nodes=b"), 400, "malformed");
+    run.expect(Admin, &Ask::get("/v1/sales/h?nodes=b"), 400, "malformed");
     let unseen: BTreeSet<String> =
         run.spec.unseen().into_iter().filter(|seen| !is_elsewhere(seen)).collect();
     assert!(unseen.is_empty(), "described, but never seen: {unseen:#?}");
@@ -121,8 +126,10 @@ fn history(run: &Run) {
     assert_eq!(rows.len(), 2);
     assert!(rows.iter().all(|row| row["member"] == "2" && row["state"] == "confirmed"));
     let before = rows[1]["id"].as_str().unwrap();
+    assert_eq!(page["next"], before);
     let rest = run.ok(Admin, &of_item(&format!("?before={before}"))).json();
     assert_eq!(rest["redemptions"].as_array().unwrap().len(), 1);
+    assert!(rest["next"].is_null(), "{rest}");
     run.expect(Admin, &of_item("?before=x"), 400, "malformed");
     run.expect(Admin, &Ask::get("/v1/sales/h/items/no/redemptions"), 404, "item-not-found");
     run.expect(Admin, &Ask::get("/v1/sales/no/items/cup/redemptions"), 404, "sale-not-found");
@@ -495,12 +502,14 @@ fn a_stream_tells_what_happens_to_a_sale() {
     spec.validate_named("Sale", &data);
 
     redeem("s", 1, "k1", r#"{"sku":"cup","quantity":2}"#).send(node.public);
-    let (sold_out, id, data) = events.next();
+    // Which of the two comes first hangs on the moment at which the stream looks.
+    let mut told = [events.next(), events.next()];
+    told.sort_by(|a, b| a.0.cmp(&b.0));
+    let [(sold_out, id, data), (stock, _, units)] = told;
     assert_eq!((sold_out.as_str(), id), ("sold-out", None));
     spec.validate_named("EventSoldOut", &data);
-    let (stock, _, data) = events.next();
-    assert_eq!((stock.as_str(), &data["items"][0]["free"]), ("stock", &0.into()));
-    spec.validate_named("EventStock", &data);
+    assert_eq!((stock.as_str(), &units["items"][0]["free"]), ("stock", &0.into()));
+    spec.validate_named("EventStock", &units);
 
     let mut last = latest.unwrap();
     for (step, event) in [("pause", "paused"), ("resume", "resumed"), ("close", "closed")] {

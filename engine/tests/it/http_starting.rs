@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onrush::clock::{Clock, RealClock};
-use onrush::config::Config;
+use onrush::cluster::nodes::Cluster;
+use onrush::config::{ClusterConfig, Config};
 use onrush::http::door::{BoundDoor, Door, DoorParts};
 use onrush::shard::core::{NodeView, Stage};
 use onrush::telemetry::figures::NoFigures;
@@ -29,6 +30,8 @@ fn bare_door() -> BareDoor {
     let bound = BoundDoor::bind(config).unwrap();
     let door = bound
         .serve(DoorParts {
+            cluster: Arc::new(Cluster::new(None)),
+            cluster_config: ClusterConfig::default(),
             view: Arc::clone(&view),
             clock,
             figures: Arc::new(NoFigures),
@@ -94,6 +97,8 @@ fn leftovers_of_an_import_are_gone_after_the_start() {
     config.listen = "127.0.0.1:0".parse().unwrap();
     config.admin = config.listen;
     let door = BoundDoor::bind(config).unwrap().serve(DoorParts {
+        cluster: Arc::new(Cluster::new(None)),
+        cluster_config: ClusterConfig::default(),
         view: bare.view,
         clock: Arc::new(RealClock::new()),
         figures: Arc::new(NoFigures),

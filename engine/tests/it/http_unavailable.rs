@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use onrush::config::Config;
 use onrush::persist::sqlite::path_of;
 use onrush::ship::partition::DatabaseShard;
 
@@ -27,8 +28,20 @@ fn a_key_that_was_dropped_after_the_sale_is_gone_and_says_where_to_look() {
     let send = |ask: &Ask| spec.send(&node, Public, ask);
     import(&node, [(1, 1_000), (2, 1_000)]);
     open_sale(&node, "s", &[("cup", 10, 100, 5)]);
+    open_sale(&node, "later", &[("cup", 10, 100, 5)]);
     let ask = redeem("s", 1, "k", CUP);
-    expect(&send(&ask), 201, "");
+    // By turns in the sale that ends and in the one that goes on: what is remembered lies between
+    // what is not.
+    let mut ids = Vec::new();
+    for ask in [&redeem("later", 1, "l", CUP), &ask, &redeem("later", 1, "m", CUP)] {
+        let answer = send(ask);
+        expect(&answer, 201, "");
+        ids.insert(0, answer.json()["id"].as_str().unwrap().to_owned());
+    }
+    expect(&send(&redeem("s", 1, "n", CUP)), 201, "");
+    let read = |path: &str| send(&Ask::get(path).member(1)).json();
+    let before = read("/v1/members/me/redemptions");
+    ids.insert(0, before["redemptions"][0]["id"].as_str().unwrap().to_owned());
     expect(&spec.send(&node, Admin, &Ask::post("/v1/sales/s/close")), 200, "");
     // Until then a remembered key gets its answer, and an unknown one hears of the sale's end.
     wait_until("the keys are dropped", PATIENCE, || send(&ask).status != 201);
@@ -42,7 +55,33 @@ fn a_key_that_was_dropped_after_the_sale_is_gone_and_says_where_to_look() {
     let results = spec.send(&node, Gateway, &batch).json();
     assert_eq!(results["results"][0]["code"], "key-expired");
     let points = send(&Ask::get("/v1/members/me/points").member(1)).json();
-    assert_eq!((&points["free"], &points["held"]), (&990.into(), &0.into()));
+    assert_eq!((&points["free"], &points["held"]), (&960.into(), &0.into()));
+    // There, nothing is missing: what memory has forgotten the databases know.
+    assert_eq!(before["redemptions"].as_array().unwrap().len(), 4);
+    assert_eq!(read("/v1/members/me/redemptions"), before);
+    let mut paged = Vec::new();
+    let mut path = String::from("/v1/members/me/redemptions?limit=1");
+    loop {
+        let page = read(&path);
+        paged.extend(page["redemptions"].as_array().unwrap().iter().map(|row| row["id"].clone()));
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("/v1/members/me/redemptions?limit=1&before={next}");
+    }
+    assert_eq!(paged, ids);
+    for (at, id) in ids.iter().enumerate() {
+        let path = format!("/v1/redemptions/{id}");
+        assert_eq!(read(&path), before["redemptions"][at]);
+        let shown = spec.send(&node, Admin, &Ask::get(&path)).json();
+        assert_eq!((&shown["id"], &shown["member"]), (&id.as_str().into(), &"1".into()));
+        // Still nobody else's.
+        expect(&send(&Ask::get(&path).member(2)), 404, "redemption-not-found");
+    }
+    for (key, at) in [("n", 0), ("m", 1), ("k", 2), ("l", 3)] {
+        let found = read(&format!("/v1/members/me/redemptions?key={key}"));
+        assert_eq!(found, serde_json::json!({ "redemptions": [before["redemptions"][at]] }));
+    }
+    let never = read("/v1/members/me/redemptions?key=never");
+    assert_eq!(never, serde_json::json!({ "redemptions": [] }));
 }
 
 /// The fewest requests that may wait at once, by the settings.
@@ -50,9 +89,28 @@ const IN_FLIGHT_MAX: usize = 16;
 
 #[test]
 fn more_requests_than_may_wait_are_refused_at_once_and_taken_a_moment_later() {
+    let node = refuses_and_recovers(|config| config.http.in_flight_max = IN_FLIGHT_MAX);
+    assert_eq!(inbox_refused(&node), 0, "the door itself refused them");
+}
+
+#[test]
+fn a_full_inbox_refuses_at_once_and_takes_the_same_keys_a_moment_later() {
+    let node = refuses_and_recovers(|config| config.shards.inbox = IN_FLIGHT_MAX);
+    assert!(inbox_refused(&node) > 0);
+}
+
+fn inbox_refused(node: &TestNode) -> u64 {
+    let text = String::from_utf8(Ask::get("/metrics").send(node.admin).body).unwrap();
+    let values = text.lines().filter_map(|line| line.strip_prefix("onrush_inbox_refused_total"));
+    values.map(|rest| rest.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+/// Asks for more at once than fits, until some of it is refused; then for that again.
+fn refuses_and_recovers(change: impl FnOnce(&mut Config)) -> TestNode {
     let node = TestNode::start_with(|config| {
         config.http.workers = 1;
-        config.http.in_flight_max = IN_FLIGHT_MAX;
+        config.shards.count = 1;
+        change(config);
     });
     let spec = Spec::load();
     import(&node, [(1, 1_000_000)]);
@@ -100,6 +158,7 @@ fn more_requests_than_may_wait_are_refused_at_once_and_taken_a_moment_later() {
     assert!(overloaded.iter().all(|r| r["retry_after"].is_u64()));
     let taken = results.iter().filter(|r| r["status"] == 201).count();
     assert_eq!(taken + overloaded.len(), 512);
+    node
 }
 
 #[test]

@@ -21,6 +21,13 @@ fn every_setting_is_in_the_settings_file() {
     config.http.gateway_secret = Some(onrush::config::Secret::new("a".into()));
     config.store.mysql.password_file = Some("a".into());
     config.store.mysql.password = Some(onrush::config::Secret::new("a".into()));
+    config.stock.redis.user = Some("a".into());
+    config.stock.redis.password = Some(onrush::config::Secret::new("a".into()));
+    config.stock.redis.password_file = Some("a".into());
+    config.stock.redis.ca_file = Some("a".into());
+    config.cluster.self_name = Some("a".into());
+    config.cluster.secret = Some(onrush::config::Secret::new("a".into()));
+    config.cluster.secret_file = Some("a".into());
     for line in config.print().lines().filter(|line| line.contains(" = ")) {
         let key = line.split(" = ").next().expect("a key");
         let is_there = text

@@ -30,11 +30,16 @@ pub struct Stack {
 
 const SCRIPT: &str = r#"
 dir=$1; shift
+trap : TERM INT HUP
 trap 'scripts/stack down --purge --dir "$dir" >&2; rm -rf "$dir"' EXIT
 scripts/stack up --dir "$dir" --only kafka "$@" >&2 || exit 1
 scripts/stack env --dir "$dir"
 echo READY
-read -r _ || true
+while :; do
+  code=0
+  read -r _ || code=$?
+  [ "$code" -gt 128 ] || break
+done
 "#;
 
 fn clone_dir() -> &'static Path {

@@ -1,19 +1,23 @@
 //! The real node on real `MySQL` and `MariaDB` servers, end to end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable as _;
+use serde_json::json;
 
 use crate::e2e::{Node, Site, onrush, run, turn, wait_until};
 use crate::e2e_client::Wish;
+use crate::e2e_power::Volume;
 use crate::stack_servers::{Flavour, Servers};
 
-const SALE: &str = "sale";
-const MEMBERS: u64 = 3_000;
+pub const SALE: &str = "sale";
+pub const MEMBERS: u64 = 3_000;
 
 /// A site whose rows go to two database shards on these servers.
 fn site_on(servers: &Servers) -> (Site, String) {
@@ -35,13 +39,13 @@ fn site_on(servers: &Servers) -> (Site, String) {
 }
 
 /// Runs a command of the binary with the site's settings.
-fn command(site: &Site, args: &[&str]) -> (Option<i32>, String, String) {
+pub fn command(site: &Site, args: &[&str]) -> (Option<i32>, String, String) {
     drop(site.serve());
     run(onrush().args(args).arg("--config").arg(site.path("onrush.toml")))
 }
 
 /// Rows of a statement, as texts.
-fn sql(servers: &Servers, server: &str, database: &str, sql: &str) -> Vec<Vec<String>> {
+pub fn sql(servers: &Servers, server: &str, database: &str, sql: &str) -> Vec<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let url = servers.url(server, database);
@@ -61,7 +65,7 @@ fn sql(servers: &Servers, server: &str, database: &str, sql: &str) -> Vec<Vec<St
 }
 
 /// Redeems until told to stop; the ids of every 201, with their members.
-fn redeem(node: &Node, stop: &AtomicBool, first: &AtomicU64) -> BTreeMap<String, u64> {
+pub fn redeem(node: &Node, stop: &AtomicBool, first: &AtomicU64) -> BTreeMap<String, u64> {
     let seen = Mutex::new(BTreeMap::new());
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -238,10 +242,22 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
         .map(|n| format!("[\"{}\"]", servers.url(&format!("db-{n}-replica-0"), &name)))
         .collect();
     site.set("store.mysql.replicas", &format!("[{}]", replicas.join(", ")));
+    site.set("limits.key_retention_ms", "1");
     assert_eq!(command(&site, &["db", "migrate"]).0, Some(0));
     let node = site.start();
     node.import_members(1, 40, 1_000);
     node.open_sale(SALE, 3_600_000, &[("thing", 10, 100_000, 1_000)]);
+    // A sale that is over, and forgotten: of its redemptions only the databases know.
+    node.open_sale("past", 3_600_000, &[("thing", 10, 100_000, 1_000)]);
+    let mut client = node.client();
+    for member in 1..=40 {
+        client.redeem(&Wish::new(member, "past", "past", "thing")).expect(201);
+    }
+    node.admin().post("/v1/sales/past/close", &json!({})).expect(200);
+    wait_until("the sale is forgotten", Duration::from_mins(1), || {
+        let asked = (1..=40).map(|m| client.redeem(&Wish::new(m, "past", "past", "thing")));
+        asked.into_iter().all(|reply| reply.status == 410)
+    });
     wait_until("the replicas have the accounts", Duration::from_mins(1), || {
         let of = |server| sql(&servers, server, &name, "SELECT member FROM accounts").len();
         of("db-0-replica-0") + of("db-1-replica-0") == 40
@@ -265,7 +281,8 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
         let replica = format!("db-{n}-replica-0");
         let tell = format!(
             "mysql_client {replica} -e \"{stop}; SET GLOBAL {} = 0; \
-             UPDATE {name}.ledger SET amount = 777 WHERE kind = 1 AND leg = 1\"",
+             UPDATE {name}.ledger SET amount = 777 WHERE kind = 1 AND leg = 1; \
+             UPDATE {name}.redemptions SET quantity = 7\"",
             if flavour == Flavour::MySql { "super_read_only" } else { "read_only" }
         );
         let done = servers.script(&tell);
@@ -273,14 +290,26 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
     }
     let mut client = node.client();
     let path = "/v1/members/me/statement";
+    let list = "/v1/members/me/redemptions";
+    let quiet = client.get_as(5, list).expect(200).json();
+    assert_eq!(quiet["redemptions"][0]["quantity"], 7, "and so is what memory has forgotten");
+    let one = format!("/v1/redemptions/{}", quiet["redemptions"][0]["id"].as_str().unwrap());
+    assert_eq!(client.get_as(5, &one).expect(200).json()["quantity"], 7);
+    let keyed = client.get_as(5, &format!("{list}?key=past")).expect(200).json();
+    assert_eq!(keyed["redemptions"][0]["quantity"], 7);
     let quiet = client.get_as(5, path).expect(200).json();
-    assert_eq!(quiet["entries"][0]["amount"], 777, "a quiet member's page is the replica's");
+    assert_eq!(quiet["entries"][1]["amount"], 777, "a quiet member's page is the replica's");
     for member in 1..=20 {
         let wish = Wish::new(member, format!("k{member}"), SALE, "thing");
         let id = client.redeem(&wish).expect(201).json()["id"].clone();
         let page = client.get_as(member, path).expect(200).json();
         assert_eq!(page["entries"][0]["redemption"], id, "{page}");
-        assert_eq!(page["entries"][1]["amount"], 1_000, "{page}");
+        assert_eq!(page["entries"][2]["amount"], 1_000, "{page}");
+        // What is remembered, then what the primary has.
+        let page = client.get_as(member, list).expect(200).json();
+        let rows = page["redemptions"].as_array().unwrap();
+        assert_eq!((rows.len(), &rows[0]["id"]), (2, &id), "{page}");
+        assert!(rows.iter().all(|row| row["quantity"] == 1), "{page}");
     }
     // Behind an outage of both, the answer is "not now", and the sale goes on.
     servers.kill("db-0");
@@ -288,6 +317,8 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
     for member in 21..=24 {
         client.redeem(&Wish::new(member, "k", SALE, "thing")).expect(201);
         let reply = client.get_as(member, path);
+        assert_eq!((reply.status, reply.code().as_str()), (503, "history-unavailable"));
+        let reply = client.get_as(member, list);
         assert_eq!((reply.status, reply.code().as_str()), (503, "history-unavailable"));
     }
     servers.restart("db-0");
@@ -297,6 +328,132 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
         reply.status == 200 && reply.json()["entries"][0]["amount"] == -10
     });
     assert!(node.stop().success());
+}
+
+/// A server without space: what it cannot take is tried again, nothing is skipped, and all of it
+/// is stored once there is space. The sale does not notice.
+fn a_full_disk_of_a_database_holds_rows_up_and_loses_none(flavour: Flavour) {
+    let _turn = turn();
+    let Some(volume) = Volume::new("a database's full disk", 900) else { return };
+    let servers = Servers::start_in(volume.mount_point().join("stack"), flavour, 1, 0);
+    let name = servers.fresh_name();
+    sql(&servers, "db-0", "", &format!("CREATE DATABASE {name}"));
+    let mut site = Site::new();
+    site.set("store.kind", "\"mysql\"");
+    site.set("store.mysql.urls", &format!("[\"{}\"]", servers.url("db-0", &name)));
+    let password = servers.password_file();
+    site.set("store.mysql.password_file", &format!("\"{}\"", password.display()));
+    site.set("store.mysql.read_timeout_ms", "3000");
+    assert_eq!(command(&site, &["db", "migrate"]).0, Some(0));
+    let node = site.start();
+    node.import_members(1, MEMBERS, 1_000_000);
+    node.open_sale(SALE, 3_600_000, &[("thing", 10, 1_000_000, 1_000)]);
+    // Room for the log of some transactions, and for no further extent of a table.
+    let ballast = volume.mount_point().join("ballast");
+    let left = Command::new("df").args(["--output=avail", "-k"]).arg(volume.mount_point()).output();
+    let left = String::from_utf8(left.unwrap().stdout).unwrap();
+    let left: u64 = left.lines().last().unwrap().trim().parse().unwrap();
+    let mut fill = Command::new("fallocate");
+    fill.args(["-l", &format!("{}K", left.saturating_sub(900))]).arg(&ballast);
+    assert_eq!(run(&mut fill).0, Some(0), "{left} KiB");
+    let (stop, first) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut held_up = String::new();
+    let answered = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("persist is held up", Duration::from_mins(3), || {
+                let log = node.log_tail();
+                let line = log.lines().find(|line| line.contains("persist is held up"));
+                line.unwrap_or_default().clone_into(&mut held_up);
+                line.is_some()
+            });
+            // The sale goes on for a while.
+            thread::sleep(Duration::from_secs(1));
+            stop.store(true, Ordering::Relaxed);
+        });
+        redeem(&node, &stop, &first)
+    });
+    println!("{} redemptions; {held_up}", answered.len());
+    std::fs::remove_file(&ballast).unwrap();
+    let count = || sql(&servers, "db-0", &name, "SELECT count(*) FROM redemptions")[0][0].clone();
+    // A server that waits for space looks once a minute.
+    wait_until("everything is stored", Duration::from_mins(3), || {
+        count() == answered.len().to_string()
+    });
+    for (query, expected) in [
+        ("SELECT COALESCE(SUM(amount), 0) FROM ledger", "0"),
+        ("SELECT count(*) FROM dead_letters", "0"),
+    ] {
+        assert_eq!(sql(&servers, "db-0", &name, query)[0][0], expected, "{query}");
+    }
+    assert!(node.stop().success());
+    let data = site.data().to_str().unwrap();
+    let (code, out, err) = command(&site, &["audit", "--all", "--data", data]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    drop(servers);
+}
+
+/// A data folder as it was earlier: databases that have more refuse it; where they do not answer it
+/// starts, and is told once they are back.
+fn an_old_copy_of_the_journal_is_refused_by_what_the_databases_have(flavour: Flavour) {
+    let _turn = turn();
+    let servers = Servers::start(flavour, 2, 0);
+    let (mut site, name) = site_on(&servers);
+    site.set("node.drain_deadline_ms", "2000");
+    assert_eq!(command(&site, &["db", "migrate"]).0, Some(0));
+    let node = site.start();
+    node.import_members(1, 100, 1_000);
+    wait_until("accounts are stored", Duration::from_secs(30), || {
+        let of = |server| sql(&servers, server, &name, "SELECT member FROM accounts").len();
+        of("db-0") + of("db-1") == 100
+    });
+    assert!(node.stop().success());
+    let copy = |from: &Path, to: &Path| {
+        let done = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+        assert!(done.success());
+    };
+    let (data, old) = (site.data().to_owned(), site.path("old"));
+    copy(&data, &old);
+    let node = site.start();
+    node.open_sale(SALE, 3_600_000, &[("thing", 10, 100_000, 1_000)]);
+    let mut client = node.client();
+    for member in 1..=100 {
+        client.redeem(&Wish::new(member, format!("k{member}"), SALE, "thing")).expect(201);
+    }
+    wait_stored(&servers, &name, 100);
+    assert!(node.stop().success());
+    std::fs::remove_dir_all(&data).unwrap();
+    copy(&old, &data);
+    let (code, _, err) = run(&mut site.serve());
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("old copy") && err.contains("database shard"), "{err}");
+    servers.kill("db-0");
+    servers.kill("db-1");
+    let node = site.start();
+    for member in 1..=100 {
+        let path = format!("/v1/members/{member}/points");
+        node.admin().post_keyed(&format!("c{member}"), &path, &json!({"credit": 1})).expect(200);
+    }
+    servers.restart("db-0");
+    servers.restart("db-1");
+    wait_until("the databases say so", Duration::from_mins(1), || {
+        node.log_tail().contains("persist holds this partition")
+    });
+    let credited = "SELECT count(*) FROM ledger WHERE kind = 2";
+    for server in ["db-0", "db-1"] {
+        assert_eq!(sql(&servers, server, &name, credited)[0][0], "0", "nothing was mixed in");
+    }
+    node.kill();
+    // A password that cannot be read is no outage: it is said at once.
+    let gone = site.path("no-such-password");
+    site.set("store.mysql.password_file", &format!("\"{}\"", gone.display()));
+    let (code, _, err) = run(&mut site.serve());
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("store.mysql.password_file"), "{err}");
+    site.set("log.kind", "\"kafka\"");
+    site.set("log.kafka.bootstrap", "\"127.0.0.1:1\"");
+    let (code, _, err) = command(&site, &["persist"]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("store.mysql.password_file"), "{err}");
 }
 
 /// Months of synthetic rows go to files, though the command is killed again and again; what is in
@@ -315,6 +472,21 @@ fn whole_months_go_to_files_though_the_command_is_killed(flavour: Flavour) {
             }
         }
     }
+    // What is left and what is said of the rest, together.
+    let points = |of: &str| format!("SELECT account, SUM(amount) FROM {of} GROUP BY account");
+    let units = "SELECT SUM(quantity) FROM redemptions";
+    let figures = |server: &str, both: bool| {
+        let all = "(SELECT account, amount FROM ledger UNION ALL
+                    SELECT account, amount FROM archived_balances) entries";
+        let mut rows = sql(&servers, server, &name, &points(if both { all } else { "ledger" }));
+        rows.sort();
+        let archived = "SELECT SUM(held + confirmed + released + reversed) FROM archived_stock";
+        let count = |text: &str| {
+            sql(&servers, server, &name, text)[0][0].parse::<u64>().unwrap_or_default()
+        };
+        (rows, count(units) + if both { count(archived) } else { 0 })
+    };
+    let before = ["db-0", "db-1"].map(|server| figures(server, false));
     let to = site.path("archive");
     let archive = || {
         drop(site.serve());
@@ -342,9 +514,15 @@ fn whole_months_go_to_files_though_the_command_is_killed(flavour: Flavour) {
             let count = format!("SELECT count(*) FROM {table}");
             assert_eq!(sql(&servers, server, &name, &count)[0][0], "2048", "September stays");
         }
+        assert_eq!(figures(server, true), before[shard], "each month is added once");
+        let done = "SELECT name, SUM(records), MIN(is_done) FROM archived_months GROUP BY name
+                    ORDER BY name";
+        let expected = [["ledger", "4096", "1"], ["redemptions", "4096", "1"]];
+        assert_eq!(sql(&servers, server, &name, done), expected);
         let left = format!(
             "SELECT count(*) FROM information_schema.TABLES
-             WHERE TABLE_SCHEMA = '{name}' AND TABLE_NAME LIKE 'archive%'"
+             WHERE TABLE_SCHEMA = '{name}' AND TABLE_NAME LIKE 'archive%'
+             AND TABLE_NAME NOT LIKE 'archived%'"
         );
         assert_eq!(sql(&servers, server, &name, &left)[0][0], "0");
         let folder = to.join(format!("shard-{shard:02}"));
@@ -430,4 +608,6 @@ on_both! {
     dead_letters_are_listed_shown_and_applied_once_repaired,
     a_members_own_writes_are_never_missing_though_the_replica_lags,
     whole_months_go_to_files_though_the_command_is_killed,
+    a_full_disk_of_a_database_holds_rows_up_and_loses_none,
+    an_old_copy_of_the_journal_is_refused_by_what_the_databases_have,
 }

@@ -67,15 +67,21 @@ fn clone_dir() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the engine lies in the clone")
 }
 
+/// A signal to the whole group, as an interrupted test run gets one, must not end the script before
+/// it has ended the servers: what ends it is the end of its input.
 const SCRIPT: &str = r#"
 source scripts/lib.sh
 source scripts/stack.d/mysql.sh
 stack_dir=$1 mysql_flavour=$2 mysql_pool_mb=64
+trap : TERM INT HUP
+trap 'mysql_down --purge >&2; rm -rf "$stack_dir"; clean_up' EXIT
 mysql_up "$3" "$4" >&2
 echo "READY $mysql_flavour"
-read -r _ || true
-mysql_down --purge
-rm -rf "$stack_dir"
+while :; do
+  code=0
+  read -r _ || code=$?
+  [ "$code" -gt 128 ] || break
+done
 "#;
 
 impl Servers {
@@ -84,6 +90,11 @@ impl Servers {
     /// Panics: they cannot be had. A test that needs them fails then, and says why.
     pub fn start(flavour: Flavour, primaries: u8, replicas: u8) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder").keep();
+        Self::start_in(dir, flavour, primaries, replicas)
+    }
+
+    /// The same, with their data in a folder, which goes with them.
+    pub fn start_in(dir: PathBuf, flavour: Flavour, primaries: u8, replicas: u8) -> Self {
         let mut script = Command::new("bash")
             .args(["-c", SCRIPT, "onrush-test-servers"])
             .arg(&dir)

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::check::before::Before;
-use crate::check::view::{self, Redemption, Redemptions};
+use crate::check::view::{self, Now, Redemption, Redemptions};
 use crate::check::{CheckError, Checked, Options, points, store};
-use crate::http::once::{Reply, ask_all};
+use crate::http::once::{Ask, Reply, ask_each};
 use crate::plan::{Plan, RedeemWork, Work};
 use crate::run::Outcomes;
-use crate::work::accepted::{Accepted, Finding, Ledger, State};
+use crate::work::accepted::{Accepted, Finding, ItemCount, Ledger, State};
 use crate::work::redeem::{choose, key, running_weights};
 
 /// An accepted redemption, and what the API says of it now.
@@ -17,7 +17,7 @@ use crate::work::redeem::{choose, key, running_weights};
 pub struct Seen<'a> {
     pub number: u64,
     pub accepted: &'a Accepted,
-    pub now: Redemption,
+    pub now: Now,
 }
 
 /// Checks the run's ledger; findings are added to it.
@@ -63,13 +63,14 @@ impl Check<'_> {
         )
     }
 
+    /// Asks for each, and hands the answers on in their order.
     pub fn ask(
         &self,
-        asks: &[(String, Option<u64>)],
+        asks: impl IntoIterator<Item = Ask>,
         what: &str,
-    ) -> Result<Vec<Reply>, CheckError> {
-        let options = self.options;
-        Ok(ask_all(&self.plan.targets[0], asks, options.timeout, options.quiet, what)?)
+        see: impl FnMut(Reply) -> Result<(), CheckError>,
+    ) -> Result<(), CheckError> {
+        ask_each(&self.plan.targets, asks, self.options.patience(), what, see)
     }
 
     /// Requests whose answer was lost are asked for by their key.
@@ -83,21 +84,34 @@ impl Check<'_> {
         let weights = running_weights(self.work);
         let choice = |n| choose(self.work, &weights, self.plan.seed, n);
         let path = |n| format!("/v1/members/me/redemptions?key={}", key(self.plan.seed, n));
-        let asks: Vec<_> = numbers.iter().map(|&n| (path(n), Some(choice(n).member))).collect();
-        for (&number, reply) in numbers.iter().zip(self.ask(&asks, "unknown requests")?) {
+        let asks = numbers.iter().map(|&n| (path(n), Some(choice(n).member)));
+        let mut left = numbers.iter().copied();
+        self.ask(asks, "unknown requests", |reply| {
+            let number = left.next().expect("as many answers as asks");
             if reply.status == 404 {
                 checked.resolved_without_effect += 1;
                 ledger.unknown.remove(&number);
-                continue;
+                return Ok(());
             }
             let list: Redemptions = view::parse(&path(number), &reply)?;
             ledger.unknown.remove(&number);
+            let choice = choice(number);
+            if list.redemptions.len() > 1 {
+                let ids: Vec<_> = list.redemptions.iter().map(|r| &*r.id).collect();
+                let text = format!(
+                    "member {}, key {}: one key, {} redemptions: {}",
+                    choice.member,
+                    key(self.plan.seed, number),
+                    ids.len(),
+                    ids.join(", ")
+                );
+                ledger.findings.push(Finding { kind: "unasked-effect", text });
+            }
             let Some(r) = list.redemptions.into_iter().next() else {
                 checked.resolved_without_effect += 1;
-                continue;
+                return Ok(());
             };
             checked.resolved_with_effect += 1;
-            let choice = choice(number);
             let accepted = Accepted {
                 member: choice.member,
                 id: r.id.into(),
@@ -115,8 +129,8 @@ impl Check<'_> {
             count.units += u64::from(r.quantity);
             count.points += r.points;
             ledger.accepted.insert(number, accepted);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Looks at redemptions and stock together; again, if a hold ended between the two looks.
@@ -130,7 +144,7 @@ impl Check<'_> {
             let (mut now, mut found) = (checked.clone(), Vec::new());
             let seen = self.find_accepted(ledger, &mut now, &mut found)?;
             self.stock(ledger, &seen, &mut now, &mut found)?;
-            let may_move = seen.iter().any(|s| s.now.state == "held");
+            let may_move = seen.iter().any(|s| s.now.state() == "held");
             let differs = found.iter().any(|f| f.kind == "units-differ");
             if look == LOOKS || !(differs && may_move) {
                 *checked = now;
@@ -151,10 +165,12 @@ impl Check<'_> {
         let mut all: Vec<_> = ledger.accepted.iter().map(|(&n, a)| (n, a)).collect();
         all.sort_unstable_by_key(|(n, _)| *n);
         let path = |a: &Accepted| format!("/v1/redemptions/{}", a.id);
-        let asks: Vec<_> = all.iter().map(|(_, a)| (path(a), Some(a.member))).collect();
+        let asks = all.iter().map(|(_, a)| (path(a), Some(a.member)));
+        let mut left = all.iter();
         let mut seen = Vec::with_capacity(all.len());
         let mut ids: HashMap<&str, u64> = HashMap::new();
-        for ((number, a), reply) in all.into_iter().zip(self.ask(&asks, "accepted redemptions")?) {
+        self.ask(asks, "accepted redemptions", |reply| {
+            let &(number, a) = left.next().expect("as many answers as asks");
             if let Some(other) = ids.insert(&a.id, number) {
                 let other = key(self.plan.seed, other);
                 let text = format!("{}: key {other} got the same id", self.name(number, a));
@@ -167,13 +183,14 @@ impl Check<'_> {
                     a.answers
                 );
                 found.push(Finding { kind: "lost", text });
-                continue;
+                return Ok(());
             }
             let now: Redemption = view::parse(&path(a), &reply)?;
             self.compare(number, a, &now, found);
             checked.found_over_api += 1;
-            seen.push(Seen { number, accepted: a, now });
-        }
+            seen.push(Seen { number, accepted: a, now: now.now() });
+            Ok(())
+        })?;
         Ok(seen)
     }
 
@@ -204,7 +221,7 @@ impl Check<'_> {
         }
     }
 
-    /// No more than there was; nothing taken that nobody was told of; no final "sold out" in vain.
+    /// No more than there was; nothing taken that nobody was told of; no "sold out" in vain.
     fn stock(
         &self,
         ledger: &Ledger,
@@ -212,38 +229,55 @@ impl Check<'_> {
         checked: &mut Checked,
         found: &mut Vec<Finding>,
     ) -> Result<(), CheckError> {
-        let admin = self.options.admin.as_ref();
-        let timeout = self.options.timeout;
-        let sale = view::sale(&self.plan.targets[0], admin, &self.work.sale, timeout)?;
+        let (admin, timeout) = (&self.options.admin, self.options.timeout);
+        let sale = view::sale(&self.plan.targets, admin, &self.work.sale, timeout)?;
         for (index, item) in self.work.items.iter().enumerate() {
-            let mine = seen.iter().filter(|s| s.accepted.item as usize == index);
-            let live: u64 =
-                mine.filter(|s| s.now.is_live()).map(|s| u64::from(s.now.quantity)).sum();
+            let of_item = seen.iter().filter(|s| s.accepted.item as usize == index);
+            let (mut mine, ended): (Vec<_>, Vec<_>) = of_item.partition(|s| s.now.is_live());
+            let live = units(&mine);
             let before = self.before.items[index];
             let sku = &item.sku;
-            let bound = before.total.zip(before.taken).map(|(total, taken)| total - taken);
-            if let Some(bound) = bound.or(before.free)
+            let count = ledger.by_item.get(&index).copied().unwrap_or_default();
+            if let Some(bound) = before.bound
                 && live > bound
             {
-                let text = format!("{sku}: {live} units are accepted, and there were {bound}");
+                mine.sort_unstable_by_key(|s| (s.accepted.answered_at, s.number));
+                let mut left = bound;
+                let fits = |s: &&&Seen<'_>| {
+                    let rest = left.checked_sub(s.now.quantity.into());
+                    left = rest.unwrap_or(0);
+                    rest.is_some()
+                };
+                let beyond = mine[mine.iter().take_while(fits).count()];
+                let text = format!(
+                    "{sku}: {live} units are accepted, and there were {bound}; the first beyond \
+                     them: {}",
+                    self.name(beyond.number, beyond.accepted)
+                );
                 found.push(Finding { kind: "oversold", text });
             }
-            let Some(now) = sale.items.iter().find(|i| i.sku == *sku) else { continue };
+            let Some(now) = sale.items.iter().find(|i| i.sku == *sku) else {
+                if count == ItemCount::default() {
+                    continue;
+                }
+                return Err(self.no_units(sku, "is not among the sale's items"));
+            };
             let taken = now.held.zip(now.confirmed).map(|(held, confirmed)| held + confirmed);
             if let Some((after, before)) = taken.zip(before.taken)
                 && after != before + live
             {
                 let text = format!(
-                    "{sku}: {live} units are accepted in this run, and {} were taken",
-                    i128::from(after) - i128::from(before)
+                    "{sku}: {live} units are accepted in this run, and {} were taken ({})",
+                    i128::from(after) - i128::from(before),
+                    self.about(&count)
                 );
                 found.push(Finding { kind: "units-differ", text });
             }
-            let count = ledger.by_item.get(&index).copied().unwrap_or_default();
-            let free = now.free.unwrap_or(0);
-            if count.sold_out > 0 {
-                checked.undersold += free;
+            if count.sold_out == 0 {
+                continue;
             }
+            let free = now.unsold().ok_or_else(|| self.no_units(sku, "has no free units"))?;
+            checked.undersold += free;
             if let (Some(number), true) = (count.first_final, free > 0) {
                 let text = format!(
                     "{sku}: {} requests (key {} first) were told that it is sold out for good, \
@@ -252,16 +286,45 @@ impl Check<'_> {
                     key(self.plan.seed, number)
                 );
                 found.push(Finding { kind: "undersold", text });
-            } else if count.sold_out > 0 && free > 0 && self.work.holds == 0.0 {
-                // Without holds nothing comes back: whoever was refused could have had it.
+                continue;
+            }
+            // Whoever was refused could have had what was free then: fewer than one request wants,
+            // and since then came what holds gave back, and what was added.
+            let came_back = units(&ended) + before.held.unwrap_or(0);
+            let added = now.total.zip(before.total).map_or(0, |(a, b)| a.saturating_sub(b));
+            let may_be_free = came_back + added + u64::from(self.work.quantity) - 1;
+            // A node of several may have none for a moment: then others are accepted after it.
+            let is_shared = now.is_leased() || self.plan.targets.len() > 1;
+            let has_ended = is_shared && count.last_accepted > count.last_refused;
+            if free > may_be_free && !has_ended {
                 let text = format!(
-                    "{sku}: {} requests were refused for stock, and {free} units are free",
-                    count.sold_out
+                    "{sku}: {} requests were refused for stock, and {free} units are free, of \
+                     which {came_back} came back from holds ({})",
+                    count.sold_out,
+                    self.about(&count)
                 );
                 found.push(Finding { kind: "undersold", text });
             }
         }
         Ok(())
+    }
+
+    /// The requests that an item's figures are about.
+    fn about(&self, count: &ItemCount) -> String {
+        let name = |number: Option<u64>| number.map(|n| key(self.plan.seed, n));
+        let known = [
+            ("refused first: key", name(count.first_refused)),
+            ("refused last: key", name(count.last_refused)),
+            ("accepted last: key", name(count.last_accepted)),
+        ];
+        let words: Vec<_> =
+            known.into_iter().filter_map(|(what, key)| Some(format!("{what} {}", key?))).collect();
+        words.join(", ")
+    }
+
+    fn no_units(&self, sku: &str, what: &str) -> CheckError {
+        let path = format!("/v1/sales/{}", self.work.sale);
+        CheckError::Answer { path, detail: format!("{sku} {what}") }
     }
 
     /// No member has more than the limit.
@@ -284,4 +347,9 @@ impl Check<'_> {
             }
         }
     }
+}
+
+/// What some redemptions hold together.
+fn units(of: &[&Seen<'_>]) -> u64 {
+    of.iter().map(|s| u64::from(s.now.quantity)).sum()
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use crate::check::{Balances, CheckError, Options, store, view};
-use crate::http::once::ask_all;
+use crate::http::once::ask_each;
 use crate::plan::{Plan, RedeemWork};
 
 /// The state of things before the run.
@@ -16,27 +16,33 @@ pub struct Before {
     pub balances: Option<HashMap<u64, u64>>,
     /// Redemptions that the store has already.
     pub stored: HashSet<store::Id>,
+    /// Redemptions that its ledger names already, and that it has not (any more).
+    pub orphans: HashSet<store::Id>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ItemBefore {
     pub limit: Option<u64>,
+    /// Units that this run can have at most, where that is known.
+    pub bound: Option<u64>,
     pub total: Option<u64>,
-    pub free: Option<u64>,
+    /// Held by others: such a hold may end in the run.
+    pub held: Option<u64>,
     /// Held and confirmed.
     pub taken: Option<u64>,
 }
 
 /// Looks before the run.
 pub fn before(plan: &Plan, work: &RedeemWork, options: &Options) -> Result<Before, CheckError> {
-    let target = &plan.targets[0];
-    let sale = view::sale(target, options.admin.as_ref(), &work.sale, options.timeout)?;
+    let sale = view::sale(&plan.targets, &options.admin, &work.sale, options.timeout)?;
     let items = work.items.iter().map(|item| {
         let known = sale.items.iter().find(|i| i.sku == item.sku);
         known.map_or(ItemBefore::default(), |i| ItemBefore {
             limit: i.limit_per_member.filter(|&limit| limit > 0),
+            // One of several nodes knows only of the units that it has at the moment.
+            bound: i.unsold().filter(|_| i.total.is_some() || plan.targets.len() == 1),
             total: i.total,
-            free: i.free,
+            held: i.held,
             taken: i.held.zip(i.confirmed).map(|(held, confirmed)| held + confirmed),
         })
     });
@@ -45,11 +51,11 @@ pub fn before(plan: &Plan, work: &RedeemWork, options: &Options) -> Result<Befor
         Balances::File(path) => Some(read_balances(path)?),
         Balances::Ask => Some(ask_balances(plan, work, options)?),
     };
-    let stored = match &options.store {
-        Some(store) => store::ids_of_sale(store, &work.sale)?,
-        None => HashSet::new(),
+    let (stored, orphans) = match &options.store {
+        Some(store) => (store::ids_of_sale(store, &work.sale)?, store::orphans(store)?),
+        None => Default::default(),
     };
-    Ok(Before { items: items.collect(), balances, stored })
+    Ok(Before { items: items.collect(), balances, stored, orphans })
 }
 
 fn read_balances(path: &Path) -> Result<HashMap<u64, u64>, CheckError> {
@@ -70,17 +76,17 @@ fn ask_balances(
     options: &Options,
 ) -> Result<HashMap<u64, u64>, CheckError> {
     let path = "/v1/members/me/points";
-    let members: Vec<u64> = (work.first_member..=work.last_member).collect();
-    let asks: Vec<_> = members.iter().map(|&m| (path.to_owned(), Some(m))).collect();
-    let replies =
-        ask_all(&plan.targets[0], &asks, options.timeout, options.quiet, "balances before")?;
+    let mut places = work.first_member..=work.last_member;
+    let asks = places.clone().map(|place| (path.to_owned(), Some(work.member(place))));
     let mut balances = HashMap::new();
-    for (member, reply) in members.into_iter().zip(replies) {
+    ask_each(&plan.targets, asks, options.patience(), "balances before", |reply| {
+        let place = places.next().expect("as many answers as asks");
         if reply.status == 404 {
-            continue;
+            return Ok(());
         }
         let points: view::Points = view::parse(path, &reply)?;
-        balances.insert(member, points.free + points.held);
-    }
+        balances.insert(work.member(place), points.free + points.held);
+        Ok::<_, CheckError>(())
+    })?;
     Ok(balances)
 }

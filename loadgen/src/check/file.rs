@@ -56,7 +56,7 @@ impl Line {
     fn differs(&self, row: Option<&Row>) -> Option<(&'static str, String)> {
         let Some(row) = row else { return Some(("lost", "not in the database shards".into())) };
         let same = row.member.to_string() == self.member
-            && (&row.sku, row.quantity, row.points) == (&self.sku, self.quantity, self.points);
+            && (&*row.sku, row.quantity, row.points) == (&*self.sku, self.quantity, self.points);
         let may_be: &[&str] = match &*self.state {
             "confirmed" => &["confirmed", "reversed"],
             "released" => &["cancelled"],

@@ -21,11 +21,11 @@ pub mod view;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::http::Target;
-use crate::http::once::AskError;
+use crate::http::once::{AskError, Patience};
 
 pub use after::after;
 pub use before::{Before, before};
@@ -33,8 +33,9 @@ pub use before::{Before, before};
 /// How to check.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The node's admin listener: stock totals, and units in each state.
-    pub admin: Option<Target>,
+    /// An admin listener, which speaks for all nodes, or each node's: stock totals, and units in
+    /// each state. Empty: none is asked.
+    pub admin: Vec<Target>,
     /// The database shards.
     pub store: Option<store::Store>,
     /// How long the store may take to catch up.
@@ -42,6 +43,12 @@ pub struct Options {
     pub balances: Balances,
     pub timeout: Duration,
     pub quiet: bool,
+}
+
+impl Options {
+    pub const fn patience(&self) -> Patience {
+        Patience { timeout: self.timeout, quiet: self.quiet }
+    }
 }
 
 /// Where the balances before the run come from.
@@ -56,7 +63,7 @@ pub enum Balances {
 }
 
 /// What the check looked at.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Checked {
     /// Accepted redemptions found over the API, as they were answered.
     pub found_over_api: u64,
@@ -64,7 +71,7 @@ pub struct Checked {
     pub resolved_with_effect: u64,
     pub resolved_without_effect: u64,
     pub members: u64,
-    /// Members whose points were compared with a balance known from before.
+    /// Members whose points were compared with a balance known from before, refused ones included.
     pub members_with_known_balance: u64,
     pub found_in_store: Option<u64>,
     /// Free units at the end, of items that somebody was refused for stock.
@@ -81,6 +88,8 @@ pub enum CheckError {
     Status { path: String, status: u16, body: String },
     #[error("{path}: the answer is not as the API defines it: {detail}")]
     Answer { path: String, detail: String },
+    #[error("{path}: the units of these nodes are missing: {nodes}")]
+    NodesMissed { path: String, nodes: String },
     #[error("{path}: {detail}")]
     File { path: String, detail: String },
     #[error("store {path}: {detail}")]

@@ -1,6 +1,9 @@
 //! The command line.
 
 pub mod args;
+pub mod calibrate;
+pub mod http;
+pub mod kept;
 pub mod phase;
 pub mod resolve;
 pub mod run;
@@ -43,6 +46,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
                 _ => Ok(exit::USAGE),
             }
         }
+        Command::Report(args) => kept::report(&args),
+        Command::Merge(args) => kept::merge(&args),
+        Command::Compare(args) => kept::compare(&args),
+        Command::Calibrate(args) => calibrate::calibrate(&args),
+        Command::Agent(args) => agent(&args),
+        Command::Man => man(),
         Command::Preset { name } => preset(name.as_deref()),
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -69,14 +78,17 @@ fn check(path: &Path) -> Result<u8> {
         Load::Closed { nanoseconds } => {
             lines.push(format!("  closed loop for {} s", clock::to_seconds(*nanoseconds)));
         }
-        Load::Open { phases, arrivals } => {
+        Load::Open { phases, arrivals, recorded } => {
             lines.extend(phases.iter().map(|p| {
                 format!("  {:<16} {:>8} s  {} to {}/s", p.name, p.seconds, p.from_rate, p.to_rate)
             }));
             let seconds = crate::schedule::total_seconds(phases);
             let share = Share { index: 0, of: 1 };
             let seed = scenario.schedule.seed.unwrap_or(1);
-            let planned = Schedule::new(phases, *arrivals, seed, share).count();
+            let planned = match recorded {
+                Some(recording) => recording.at.len(),
+                None => Schedule::new(phases, *arrivals, seed, share).count(),
+            };
             lines.push(format!("  in all {planned} requests in {seconds} s"));
         }
     }
@@ -96,6 +108,32 @@ fn check_accepted(file: &Path, store: &Store) -> Result<u8> {
         return Ok(exit::LEDGER);
     }
     say(&format!("all {count} accepted redemptions are in the database shards, as answered\n"));
+    Ok(exit::GOOD)
+}
+
+/// Serves as an agent until a signal comes.
+fn agent(args: &args::AgentArgs) -> Result<u8> {
+    let token = run::token(&args.token_file)?;
+    crate::agents::serve(args.listen, &token, |address| say(&format!("agent at {address}\n")))
+        .with_context(|| format!("--listen {}", args.listen))?;
+    Ok(exit::GOOD)
+}
+
+/// Prints the man page: all commands, one after the other.
+fn man() -> Result<u8> {
+    let mut page = Vec::new();
+    let command = Cli::command();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    for sub in command.get_subcommands() {
+        let name = format!("onrush-load {}", sub.get_name());
+        let sub = sub.clone().display_name(name.clone()).bin_name(name);
+        let man = clap_mangen::Man::new(sub);
+        man.render_name_section(&mut page)?;
+        man.render_synopsis_section(&mut page)?;
+        man.render_options_section(&mut page)?;
+        man.render_extra_section(&mut page)?;
+    }
+    say(&String::from_utf8_lossy(&page));
     Ok(exit::GOOD)
 }
 

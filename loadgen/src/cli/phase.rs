@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use crate::schedule::Phase;
 
-/// In a flag `NAME:SECONDS:RATE` or `NAME:SECONDS:FROM-TO`; in a file that, or a table.
+/// In a flag `NAME:SECONDS:RATE` or `NAME:SECONDS:FROM-TO`, with `:polls=SHARE` behind it where
+/// that differs; in a file that, or a table.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct PhaseArg {
@@ -59,9 +60,15 @@ impl FromStr for PhaseArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text}: expected NAME:SECONDS:RATE or NAME:SECONDS:FROM-TO");
+        let wrong = || {
+            format!("{text}: expected NAME:SECONDS:RATE or NAME:SECONDS:FROM-TO, and :polls=SHARE")
+        };
         let number = |s: &str| s.parse::<f64>().map_err(|_| wrong());
-        let parts: Vec<_> = text.split(':').collect();
+        let (plain, polls) = match text.rsplit_once(":polls=") {
+            Some((plain, polls)) => (plain, Some(number(polls)?)),
+            None => (text, None),
+        };
+        let parts: Vec<_> = plain.split(':').collect();
         let [name, seconds, rate] = parts[..] else { return Err(wrong()) };
         let (from, to) = rate.split_once('-').unwrap_or((rate, rate));
         if name.is_empty() {
@@ -73,7 +80,7 @@ impl FromStr for PhaseArg {
             from_rate: number(from)?,
             to_rate: number(to)?,
         };
-        Ok(Self { phase, polls: None })
+        Ok(Self { phase, polls })
     }
 }
 
@@ -96,7 +103,10 @@ mod tests {
         assert_eq!(flag.phase, phase("up", 2.5, 0.0, 100.0));
         let flag: PhaseArg = "flat:1:7".parse().unwrap();
         assert_eq!(flag.phase, phase("flat", 1.0, 7.0, 7.0));
-        for wrong in ["", "a", "a:1", ":1:1", "a:x:1", "a:1:1-x", "a:1:1:1"] {
+        assert_eq!(flag.polls, None);
+        let flag: PhaseArg = "wait:1:2-7:polls=0.5".parse().unwrap();
+        assert_eq!((flag.phase, flag.polls), (phase("wait", 1.0, 2.0, 7.0), Some(0.5)));
+        for wrong in ["", "a", "a:1", ":1:1", "a:x:1", "a:1:1-x", "a:1:1:1", "a:1:1:polls=x"] {
             assert!(wrong.parse::<PhaseArg>().is_err(), "{wrong}");
         }
         let text = "phase = ['a:1:2', {name='b', seconds=3, rate=4, polls=0.5}]";

@@ -68,6 +68,24 @@ mod tests {
         }
     }
 
+    const EVERY_KEY: &str = include_str!("../../../config/load/every-key.toml");
+
+    #[test]
+    fn every_key_is_explained_in_one_file() {
+        use clap::Args as _;
+        let as_it_is: ScenarioArgs = toml::from_str(EVERY_KEY).unwrap();
+        crate::cli::resolve::Offline::of(&as_it_is).unwrap();
+        let whole = EVERY_KEY.replace("#? ", "");
+        toml::from_str::<ScenarioArgs>(&whole).unwrap();
+        let keys: Vec<_> =
+            whole.lines().filter_map(|l| l.split_once(" = ")).map(|(key, _)| key).collect();
+        let flags = ScenarioArgs::augment_args(clap::Command::new("run"));
+        for flag in flags.get_arguments().filter_map(clap::Arg::get_long) {
+            let key = if flag == "check" { "ledger" } else { flag };
+            assert!(keys.contains(&key), "{key} is in no table of every-key.toml");
+        }
+    }
+
     #[test]
     fn unknown_keys_are_refused_in_every_table() {
         for table in ["", "[schedule]", "[client]", "[http]", "[redeem]", "[check]"] {
@@ -94,5 +112,27 @@ mod tests {
         assert_eq!((merged.schedule.seed, merged.client.connections), (Some(5), Some(7)));
         assert_eq!(merged.redeem.sale.as_deref(), Some("t"));
         assert_eq!((merged.redeem.holds, merged.check.check), (Some(0.5), Some(false)));
+    }
+
+    #[test]
+    fn a_flag_for_the_connections_goes_over_a_file_with_a_closed_loop() {
+        let file = || toml::from_str::<ScenarioArgs>("[schedule]\nclosed = 64").unwrap();
+        let mut flags = ScenarioArgs::default();
+        flags.client.connections = Some(3);
+        assert_eq!(flags.clone().over(file()).schedule.closed, Some(3));
+        flags.schedule.rate = Some(1.0);
+        assert_eq!(flags.over(file()).schedule.closed, None);
+    }
+
+    #[test]
+    fn a_length_stretches_or_shortens_phases_together() {
+        use crate::plan::Load;
+        let text = "target = ['http://127.0.0.1:1']\n[schedule]\nphase = ['a:30:5-9', 'b:10:1']";
+        let mut scenario: ScenarioArgs = toml::from_str(text).unwrap();
+        scenario.schedule.seconds = Some(4.0);
+        let offline = crate::cli::resolve::Offline::of(&scenario).unwrap();
+        let Load::Open { phases, .. } = offline.load else { panic!() };
+        let all: Vec<_> = phases.iter().map(|p| (p.seconds, p.from_rate, p.to_rate)).collect();
+        assert_eq!(all, [(3.0, 5.0, 9.0), (1.0, 1.0, 1.0)]);
     }
 }

@@ -1,7 +1,8 @@
 //! Answers, read from a connection's bytes without an allocation each.
 //!
 //! An answer that has arrived whole is handed out as slices of the read buffer. Bodies beyond
-//! [`KEEP`] are counted and dropped as they come, so that a body of 10 GB costs time but no memory.
+//! [`KEEP`], or what else was asked for, are counted and dropped as they come, so that a body of
+//! 10 GB costs time but no memory.
 //!
 //! ```text
 //! Head ──► Sized{left} ──► next        Content-Length
@@ -23,7 +24,7 @@ const FIRST_BUFFER: usize = 8 << 10;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Answer<'a> {
     pub status: u16,
-    /// The body, or its first [`KEEP`] bytes.
+    /// The body, or as much of it as the reader keeps.
     pub body: &'a [u8],
     /// Units: bytes of the whole body.
     pub body_bytes: u64,
@@ -91,11 +92,21 @@ pub struct AnswerReader {
     /// What is kept of a body that did not arrive in one piece.
     body: Vec<u8>,
     body_bytes: u64,
+    /// Units: bytes of a body that are kept.
+    keep: usize,
 }
 
 impl Default for AnswerReader {
     fn default() -> Self {
+        Self::keeping(KEEP)
+    }
+}
+
+impl AnswerReader {
+    /// A reader that keeps so many bytes of each body.
+    pub fn keeping(keep: usize) -> Self {
         Self {
+            keep,
             buf: vec![0; FIRST_BUFFER],
             start: 0,
             end: 0,
@@ -105,9 +116,7 @@ impl Default for AnswerReader {
             body_bytes: 0,
         }
     }
-}
 
-impl AnswerReader {
     /// Where the next bytes go; never empty. Tell [`Self::filled`] how many came.
     pub fn spare(&mut self) -> &mut [u8] {
         if self.start == self.end {
@@ -143,7 +152,7 @@ impl AnswerReader {
                 let here = (self.end - self.start) as u64;
                 if left == length && here >= length {
                     // The common case: nothing was copied, the body is a slice of the buffer.
-                    let kept = usize::try_from(length).unwrap_or(usize::MAX).min(KEEP);
+                    let kept = usize::try_from(length).unwrap_or(usize::MAX).min(self.keep);
                     let body = self.start..self.start + kept;
                     self.start += length as usize;
                     self.state = State::Head;
@@ -220,7 +229,7 @@ impl AnswerReader {
 
     /// Moves what is here into the kept body; true when the body is complete.
     fn take_sized(&mut self, length: u64, left: u64) -> bool {
-        if length <= KEEP as u64 {
+        if length <= self.keep as u64 {
             // It will fit: wait until it is here in one piece, without a copy.
             return false;
         }
@@ -230,10 +239,10 @@ impl AnswerReader {
         left == 0
     }
 
-    /// Consumes up to `most` bytes of body; keeps them as far as [`KEEP`] goes.
+    /// Consumes up to `most` bytes of body; keeps as many as are to be kept.
     fn take_body(&mut self, most: usize) -> u64 {
         let count = (self.end - self.start).min(most);
-        let room = KEEP - self.body.len();
+        let room = self.keep - self.body.len();
         let bytes = &self.buf[self.start..self.start + count.min(room)];
         self.body.extend_from_slice(bytes);
         self.start += count;
@@ -336,7 +345,8 @@ fn read_fields(headers: &[httparse::Header<'_>], old: bool) -> Result<Fields, Ba
                 fields.length = Some(length);
             }
             17 if h.name.eq_ignore_ascii_case("transfer-encoding") => {
-                fields.chunked = h.value.to_ascii_lowercase().ends_with(b"chunked");
+                let last = h.value.len().saturating_sub(b"chunked".len());
+                fields.chunked = h.value[last..].eq_ignore_ascii_case(b"chunked");
             }
             19 if h.name.eq_ignore_ascii_case("idempotent-replayed") => {
                 fields.head.replayed = h.value.eq_ignore_ascii_case(b"true");

@@ -1,11 +1,13 @@
-//! Where requests go: `http://HOST[:PORT][/PATH]`, resolved once before the run.
+//! Where requests go: `http://HOST[:PORT][/PATH]`, or `https://`, resolved once before the run.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
+use http::uri::Scheme;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// One server under load.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// As it was given.
     pub url: String,
@@ -14,12 +16,14 @@ pub struct Target {
     /// The path with its query, at least `/`.
     pub path: String,
     pub address: SocketAddr,
+    /// The name that its certificate must have; none: no TLS.
+    pub tls: Option<String>,
 }
 
 /// A URL that cannot be a target.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TargetError {
-    #[error("{url}: a target starts with http:// ({detail})")]
+    #[error("{url}: a target starts with http:// or https:// ({detail})")]
     Scheme { url: String, detail: &'static str },
     #[error("{url}: {part} is not a host with an optional port")]
     Host { url: String, part: String },
@@ -32,19 +36,30 @@ pub enum TargetError {
 impl Target {
     /// Parses the URL and resolves its name.
     pub fn parse(url: &str) -> Result<Self, TargetError> {
+        let unresolved = Self::unresolved(url)?;
+        let authority = &unresolved.host;
+        let port = unresolved.address.port();
+        let (name, _) = split_port(authority, port).unwrap_or((authority, port));
+        let bare = bare(name);
+        let failed = |detail: String| TargetError::Resolve { host: bare.into(), detail };
+        let mut addresses = (bare, port).to_socket_addrs().map_err(|e| failed(e.to_string()))?;
+        let address = addresses.next().ok_or_else(|| failed("no address".into()))?;
+        Ok(Self { address, ..unresolved })
+    }
+
+    /// Parses the URL, and asks nobody for its address: 0.0.0.0 stands for it.
+    pub fn unresolved(url: &str) -> Result<Self, TargetError> {
         let scheme = |detail| TargetError::Scheme { url: url.into(), detail };
-        let rest = match url.split_once("://") {
-            Some(("http", rest)) => rest,
-            Some(("https", _)) => {
-                return Err(scheme("TLS is not built in: put the load on the plain listener"));
-            }
+        let (rest, usual_port) = match url.split_once("://") {
+            Some(("http", rest)) => (rest, 80),
+            Some(("https", rest)) => (rest, 443),
             Some(_) => return Err(scheme("no other scheme is known")),
             None => return Err(scheme("none was given")),
         };
         let slash = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(slash);
         let bad_host = || TargetError::Host { url: url.into(), part: authority.into() };
-        let (name, port) = split_port(authority).ok_or_else(bad_host)?;
+        let (name, port) = split_port(authority, usual_port).ok_or_else(bad_host)?;
         let graphic = |s: &str| s.bytes().all(|b| b.is_ascii_graphic());
         if name.is_empty() || !graphic(name) || name.contains('@') {
             return Err(bad_host());
@@ -52,17 +67,18 @@ impl Target {
         if !graphic(path) {
             return Err(TargetError::Path { url: url.into() });
         }
-        let bare = name.trim_start_matches('[').trim_end_matches(']');
-        let unresolved = |detail: String| TargetError::Resolve { host: bare.into(), detail };
-        let mut addresses =
-            (bare, port).to_socket_addrs().map_err(|e| unresolved(e.to_string()))?;
-        let address = addresses.next().ok_or_else(|| unresolved("no address".into()))?;
+        let address = SocketAddr::from(([0; 4], port));
+        let tls = (usual_port == 443).then(|| bare(name).to_owned());
         let path = match path {
             "" => "/".into(),
             p if p.starts_with('?') => format!("/{p}"),
             p => p.into(),
         };
-        Ok(Self { url: url.into(), host: authority.into(), path, address })
+        Ok(Self { url: url.into(), host: authority.into(), path, address, tls })
+    }
+
+    pub const fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
     /// The path without a slash at its end, to put another path behind.
@@ -71,10 +87,15 @@ impl Target {
     }
 }
 
-fn split_port(authority: &str) -> Option<(&str, u16)> {
+/// The name without an IPv6 address's brackets.
+fn bare(name: &str) -> &str {
+    name.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn split_port(authority: &str, usual: u16) -> Option<(&str, u16)> {
     let after_name = authority.rfind(']').map_or(0, |i| i + 1);
     match authority[after_name..].rfind(':') {
-        None => Some((authority, 80)),
+        None => Some((authority, usual)),
         Some(colon) => {
             let (name, port) = authority.split_at(after_name + colon);
             Some((name, port[1..].parse().ok()?))
@@ -93,13 +114,16 @@ mod tests {
         assert_eq!(t.address, "127.0.0.1:8080".parse().unwrap());
         let t = Target::parse("http://127.0.0.1/a/b/?c=d").unwrap();
         assert_eq!((t.path.as_str(), t.address.port()), ("/a/b/?c=d", 80));
+        assert_eq!(t.tls, None);
+        let t = Target::parse("https://127.0.0.1/x").unwrap();
+        assert_eq!((t.address.port(), t.tls.as_deref()), (443, Some("127.0.0.1")));
         let t = Target::parse("http://[::1]:99?x").unwrap();
         assert_eq!((t.path.as_str(), t.address), ("/?x", "[::1]:99".parse().unwrap()));
     }
 
     #[test]
     fn what_is_no_target_is_refused() {
-        for url in ["localhost:80", "ftp://x", "https://x", "http://", "http://a:b/", "http://a b/"]
+        for url in ["localhost:80", "ftp://x", "https://", "http://", "http://a:b/", "http://a b/"]
         {
             assert!(Target::parse(url).is_err(), "{url}");
         }

@@ -28,7 +28,7 @@ pub struct SecondFiles {
 }
 
 impl SecondFiles {
-    /// Creates both files; `started` is the wall clock's time of the start.
+    /// Creates both files; `started` is the wall clock's time of the start, as far as it is known.
     pub fn create(dir: &Path, started: SystemTime) -> io::Result<Self> {
         let mut csv = BufWriter::new(File::create(dir.join("seconds.csv"))?);
         csv.write_all(CSV_HEAD.as_bytes())?;
@@ -42,11 +42,24 @@ impl SecondFiles {
         })
     }
 
+    /// When the schedule's first second begins, by the wall clock.
+    pub const fn starts(&mut self, at: SystemTime) {
+        self.started = at;
+    }
+
     /// Appends a second. After the first error nothing more is tried: [`Self::finish`] gives it.
     pub fn second(&mut self, s: &Second) {
         if self.failed.is_none() {
             self.failed = self.append(s).err();
         }
+    }
+
+    /// Writes what was added up from several runs.
+    pub fn write_all(mut self, seconds: &[Second]) -> io::Result<()> {
+        for second in seconds {
+            self.second(second);
+        }
+        self.finish()
     }
 
     pub fn finish(mut self) -> io::Result<()> {

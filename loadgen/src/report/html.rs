@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use crate::report::figures::Figures;
 use crate::report::summary::{Percentiles, Sum, Summary, outcome_name};
 use crate::report::text::{grouped, microseconds};
 use crate::run::Outcomes;
@@ -21,13 +22,15 @@ td:first-child,th:first-child{text-align:left}\
 .bad{color:var(--red);font-weight:600}.good{color:var(--green);font-weight:600}\
 .key span{display:inline-block;margin-right:1rem}.key i{display:inline-block;width:1.2em;\
 height:.25em;vertical-align:middle;margin-right:.4em}\
+@media screen and (max-width:600px){.chart{overflow-x:auto}.chart svg{min-width:640px}\
+svg text{font-size:14px}}\
 @media print{body{max-width:none;font-size:11px}section{break-inside:avoid}}";
 
 const COLOURS: [&str; 5] =
     ["var(--blue)", "var(--green)", "var(--orange)", "var(--red)", "var(--grey)"];
 const WIDTH: f64 = 800.0;
 const HEIGHT: f64 = 240.0;
-const LEFT: f64 = 62.0;
+const LEFT: f64 = 72.0;
 const BOTTOM: f64 = 22.0;
 const TOP: f64 = 8.0;
 
@@ -38,14 +41,14 @@ struct Curve {
 }
 
 /// The page.
-pub fn render(run: &Outcomes, s: &Summary) -> String {
+pub fn render(run: &Outcomes, s: &Summary, baseline: Option<&Figures>) -> String {
     let mut out = String::new();
     // A String takes whatever is written.
-    let _ = write(&mut out, run, s);
+    let _ = write(&mut out, run, s, baseline);
     out
 }
 
-fn write(out: &mut String, run: &Outcomes, s: &Summary) -> fmt::Result {
+fn write(out: &mut String, run: &Outcomes, s: &Summary, baseline: Option<&Figures>) -> fmt::Result {
     let targets = escape(&s.targets.join(", "));
     writeln!(
         out,
@@ -77,7 +80,10 @@ fn write(out: &mut String, run: &Outcomes, s: &Summary) -> fmt::Result {
     section(out, "Requests per second", &rates(&run.seconds), &marks, &Axes::linear(number))?;
     section(out, "Response time, by second", &latencies(&run.seconds), &marks, &Axes::times())?;
     let percentiles = Axes { x: tail_label, is_tail: true, ..Axes::times() };
-    section(out, "Response time, by percentile", &tails(run), &[], &percentiles)?;
+    section(out, "Response time, by percentile", &tails(run, baseline), &[], &percentiles)?;
+    if let Some(baseline) = baseline {
+        against(out, s, baseline)?;
+    }
     tables(out, s)?;
     writeln!(out, "<p>{}</p></body></html>", escape(&s.tool))
 }
@@ -85,6 +91,9 @@ fn write(out: &mut String, run: &Outcomes, s: &Summary) -> fmt::Result {
 fn verdict(out: &mut String, s: &Summary) -> fmt::Result {
     for reason in &s.invalid_reasons {
         writeln!(out, "<p class=\"bad\">Invalid run: {}</p>", escape(reason))?;
+    }
+    if let Some(reason) = &s.aborted {
+        writeln!(out, "<p class=\"bad\">Ended early: {}</p>", escape(reason))?;
     }
     if s.valid {
         writeln!(out, "<p class=\"good\">The run is valid.</p>")?;
@@ -159,13 +168,17 @@ fn latencies(seconds: &[SecondRow]) -> Vec<Curve> {
 }
 
 /// By the number of nines: x = log10(1 / (1 - quantile)).
-fn tails(run: &Outcomes) -> Vec<Curve> {
+fn tails(run: &Outcomes, baseline: Option<&Figures>) -> Vec<Curve> {
     let all = Sum::of(&run.stats.outcomes, |_| true);
     let mut curves = vec![tail("all", &all.response)];
     let mut outcomes: Vec<_> = run.stats.outcomes.iter().filter(|o| o.requests > 0).collect();
     outcomes.sort_by_key(|o| std::cmp::Reverse(o.requests));
+    if let Some(baseline) = baseline {
+        curves
+            .push(tail("baseline", &Sum::of(&baseline.measured.stats.outcomes, |_| true).response));
+    }
     if outcomes.len() > 1 {
-        for o in outcomes.into_iter().take(COLOURS.len() - 1) {
+        for o in outcomes.into_iter().take(COLOURS.len() - curves.len()) {
             curves.push(tail(&outcome_name(&o.key), &Sum::of([o], |_| true).response));
         }
     }
@@ -234,7 +247,8 @@ fn section(
     }
     writeln!(
         out,
-        "</p><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">"
+        "</p><div class=\"chart\">\
+         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">"
     )?;
     let points = || curves.iter().flat_map(|c| &c.points);
     let x_max = points().map(|p| p.0).fold(1.0, f64::max);
@@ -292,7 +306,7 @@ fn section(
         }
         writeln!(out, "\"/>")?;
     }
-    writeln!(out, "</svg></section>")
+    writeln!(out, "</svg></div></section>")
 }
 
 /// The next of 1, 2, 4, 6, 8 times a power of ten.
@@ -327,6 +341,19 @@ fn tables(out: &mut String, s: &Summary) -> fmt::Result {
     for section in &s.sections {
         row(out, &section.name, &section.latency.response_us)?;
     }
+    writeln!(out, "</table></div></section>")
+}
+
+/// The same percentiles, and what they were.
+fn against(out: &mut String, s: &Summary, baseline: &Figures) -> fmt::Result {
+    let (_, before) = baseline.show(Vec::new());
+    let head = "<th>requests</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th>";
+    writeln!(
+        out,
+        "<section><h2>Against the baseline</h2><div class=\"wide\"><table><tr><th></th>{head}</tr>"
+    )?;
+    row(out, "now", &s.latency.response_us)?;
+    row(out, &format!("baseline of {}", before.started_at), &before.latency.response_us)?;
     writeln!(out, "</table></div></section>")
 }
 

@@ -3,7 +3,7 @@
 //! The format is versioned and described by `loadgen/summary.schema.json`; a field is added freely
 //! and changed or dropped only with a new version.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::check::{CheckError, Checked};
 use crate::plan::{Load, Plan, Work};
@@ -25,6 +25,7 @@ pub struct Summary {
     pub started_at: String,
     pub targets: Vec<String>,
     pub workload: &'static str,
+    pub protocol: &'static str,
     pub loop_kind: &'static str,
     pub seed: u64,
     pub threads: usize,
@@ -33,6 +34,9 @@ pub struct Summary {
     pub valid: bool,
     pub invalid_reasons: Vec<String>,
     pub interrupted: bool,
+    /// Why the schedule was ended early; missing where it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aborted: Option<String>,
     pub planned_seconds: f64,
     pub total_seconds: f64,
     pub requests: Counters,
@@ -128,11 +132,15 @@ pub struct Generator {
     pub lag_us: Percentiles,
     /// Processor time over run time of the busiest worker.
     pub busiest_worker: f64,
+    /// Requests that went out more than 5 ms late in seconds in which a worker had no time left.
+    pub late_while_busy: u64,
     pub cpu_seconds: f64,
     pub cpu_us_per_attempt: f64,
+    /// The most memory that the generator had resident.
+    pub peak_memory_bytes: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LedgerSummary {
     pub sale: String,
     pub accepted: u64,
@@ -145,11 +153,11 @@ pub struct LedgerSummary {
     pub unknown: u64,
     pub items: Vec<ItemSummary>,
     pub finding_count: u64,
-    pub finding_counts: std::collections::BTreeMap<&'static str, u64>,
+    pub finding_counts: std::collections::BTreeMap<String, u64>,
     pub findings: Vec<Finding>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ItemSummary {
     pub sku: String,
     pub accepted: u64,
@@ -241,6 +249,7 @@ impl Summary {
                 Work::Http(_) => "http",
                 Work::Redeem(_) => "redeem",
             },
+            protocol: if plan.http2 { "HTTP/2" } else { "HTTP/1.1" },
             loop_kind: match plan.load {
                 Load::Open { .. } => "open",
                 Load::Closed { .. } => "closed",
@@ -252,6 +261,7 @@ impl Summary {
             valid: invalid_reasons.is_empty(),
             invalid_reasons,
             interrupted: run.interrupted,
+            aborted: run.aborted.clone(),
             planned_seconds: planned_seconds(plan),
             total_seconds,
             requests: counters,
@@ -265,8 +275,10 @@ impl Summary {
             generator: Generator {
                 lag_us: Percentiles::of(&run.stats.lag),
                 busiest_worker: run.stats.busy_share,
+                late_while_busy: run.stats.late_while_pressed,
                 cpu_seconds: run.stats.cpu as f64 / 1e9,
                 cpu_us_per_attempt: run.stats.cpu as f64 / 1e3 / counters.attempts.max(1) as f64,
+                peak_memory_bytes: peak_memory(),
             },
             ledger: ledger(run),
             check,
@@ -280,6 +292,14 @@ fn planned_seconds(plan: &Plan) -> f64 {
         Load::Open { phases, .. } => crate::schedule::total_seconds(phases),
         Load::Closed { nanoseconds } => *nanoseconds as f64 / 1e9,
     }
+}
+
+/// As the kernel counts it; 0 where it does not say.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
 }
 
 /// Over the planned time, or what it took if that was longer.
@@ -390,7 +410,7 @@ fn ledger(run: &Outcomes) -> Option<LedgerSummary> {
         unknown: l.unknown.len() as u64,
         items: work.items.iter().enumerate().map(item).collect(),
         finding_count: l.findings.total(),
-        finding_counts: l.findings.counts().clone(),
+        finding_counts: l.findings.counts().iter().map(|(k, n)| ((*k).into(), *n)).collect(),
         findings: l.findings.examples().to_vec(),
     })
 }

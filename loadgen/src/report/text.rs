@@ -4,6 +4,19 @@ use std::fmt::{self, Write as _};
 
 use crate::report::summary::{LatencyPair, Percentiles, Summary};
 
+/// A report fits a screen: no more than so many lines of each.
+const MOST_REASONS: usize = 3;
+const MOST_OUTCOMES: usize = 8;
+const MOST_PHASES: usize = 6;
+const MOST_SECTIONS: usize = 5;
+const MOST_OUTAGES: usize = 3;
+const MOST_FINDINGS: usize = 5;
+const MOST_THRESHOLDS: usize = 5;
+
+/// What is said of a closed loop before anything else.
+pub const CLOSED_LOOP: &str =
+    "closed loop: it cannot see the waiting that a slow answer causes for others";
+
 /// Renders a summary.
 pub fn render(s: &Summary) -> String {
     let mut out = String::new();
@@ -13,18 +26,24 @@ pub fn render(s: &Summary) -> String {
 }
 
 fn write(out: &mut String, s: &Summary) -> fmt::Result {
-    for reason in &s.invalid_reasons {
-        writeln!(out, "INVALID RUN: {reason}")?;
+    if s.loop_kind == "closed" {
+        writeln!(out, "{CLOSED_LOOP}")?;
     }
-    if s.interrupted {
+    capped(&s.invalid_reasons, MOST_REASONS, out, |out, reason| {
+        writeln!(out, "INVALID RUN: {reason}")
+    })?;
+    if let Some(reason) = &s.aborted {
+        writeln!(out, "ABORTED: {reason}")?;
+    } else if s.interrupted {
         writeln!(out, "interrupted: the schedule was cut short")?;
     }
     let r = &s.requests;
     writeln!(
         out,
-        "\n{} loop, {} connections, {:.1} s against {}  (seed {})",
+        "\n{} loop, {} connections, {}, {:.1} s against {}  (seed {})",
         s.loop_kind,
         s.connections,
+        s.protocol,
         s.total_seconds,
         s.targets.join(", "),
         s.seed
@@ -58,7 +77,7 @@ fn write(out: &mut String, s: &Summary) -> fmt::Result {
         "{:<26}{:>12}{:>12}{:>11}{:>11}{:>11}",
         "outcome", "requests", "attempts", "p50", "p99", "max"
     )?;
-    for o in &s.outcomes {
+    capped(&s.outcomes, MOST_OUTCOMES, out, |out, o| {
         let p = &o.latency.response_us;
         writeln!(
             out,
@@ -69,8 +88,8 @@ fn write(out: &mut String, s: &Summary) -> fmt::Result {
             time(p, p.p50),
             time(p, p.p99),
             time(p, p.max)
-        )?;
-    }
+        )
+    })?;
     writeln!(
         out,
         "\n{:<26}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}",
@@ -79,18 +98,18 @@ fn write(out: &mut String, s: &Summary) -> fmt::Result {
     row(out, "response (from the plan)", &s.latency.response_us)?;
     row(out, "service (from the send)", &s.latency.service_us)?;
     if s.phases.len() > 1 {
-        for p in &s.phases {
-            row(out, &format!("  phase {}", p.name), &p.latency.response_us)?;
-        }
+        capped(&s.phases, MOST_PHASES, out, |out, p| {
+            row(out, &format!("  phase {}", p.name), &p.latency.response_us)
+        })?;
     }
     if s.sections.len() > 1 {
-        for section in &s.sections {
+        capped(&s.sections, MOST_SECTIONS, out, |out, section| {
             let LatencyPair { response_us, .. } = &section.latency;
             let name = format!("  {} from {:.1} s", section.name, section.from_seconds);
-            row(out, &name, response_us)?;
-        }
+            row(out, &name, response_us)
+        })?;
     }
-    for o in &s.outages {
+    capped(&s.outages, MOST_OUTAGES, out, |out, o| {
         let recovery = o
             .seconds_to_recover
             .map_or("no answer since".into(), |t| format!("{t:.3} s to the next answer"));
@@ -98,8 +117,8 @@ fn write(out: &mut String, s: &Summary) -> fmt::Result {
             out,
             "outage at {:.3} s: {} connections lost, {} requests unanswered on them; {recovery}",
             o.at_seconds, o.connections_lost, o.unanswered_at_loss
-        )?;
-    }
+        )
+    })?;
     if let Some(l) = &s.ledger {
         writeln!(
             out,
@@ -126,23 +145,44 @@ fn write(out: &mut String, s: &Summary) -> fmt::Result {
             let verdict = if l.finding_count == 0 { "nothing is wrong" } else { "VIOLATED" };
             writeln!(out, "          {verdict}")?;
         }
-        for f in l.findings.iter().take(8) {
-            writeln!(out, "  {}: {}", f.kind, f.text)?;
-        }
+        capped(&l.findings, MOST_FINDINGS, out, |out, f| {
+            writeln!(out, "  {}: {}", f.kind, f.text)
+        })?;
     }
-    for t in &s.thresholds {
+    // Those that were missed go first, whatever else has to be left out.
+    let mut thresholds: Vec<_> = s.thresholds.iter().collect();
+    thresholds.sort_by_key(|t| t.passed);
+    capped(&thresholds, MOST_THRESHOLDS, out, |out, t| {
         let verdict = if t.passed { "passed" } else { "MISSED" };
         let value = t.value.map_or("nothing measured".into(), |v| format!("{v:.4}"));
-        writeln!(out, "threshold {verdict}: {} (it was {value})", t.threshold)?;
-    }
+        writeln!(out, "threshold {verdict}: {} (it was {value})", t.threshold)
+    })?;
     let g = &s.generator;
     writeln!(
         out,
-        "generator lag p99 {}, busiest worker {:.0} % of its processor, {:.2} µs per attempt",
+        "generator lag p99 {}, busiest worker {:.0} % of its processor, {:.2} µs per attempt, \
+         {} MB at most",
         time(&g.lag_us, g.lag_us.p99),
         g.busiest_worker * 100.0,
-        g.cpu_us_per_attempt
+        g.cpu_us_per_attempt,
+        g.peak_memory_bytes >> 20
     )
+}
+
+/// Writes the first ones, and how many there are more.
+fn capped<T>(
+    all: &[T],
+    most: usize,
+    out: &mut String,
+    mut write: impl FnMut(&mut String, &T) -> fmt::Result,
+) -> fmt::Result {
+    for one in &all[..all.len().min(most)] {
+        write(out, one)?;
+    }
+    if all.len() > most {
+        writeln!(out, "  … and {} more: --json and summary.json have all", all.len() - most)?;
+    }
+    Ok(())
 }
 
 fn row(out: &mut String, name: &str, p: &Percentiles) -> fmt::Result {

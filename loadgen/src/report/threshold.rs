@@ -4,7 +4,7 @@
 //! METRIC [ {FILTER=VALUE,…} ] OPERATOR NUMBER [UNIT]
 //! ```
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::report::summary::{Sum, Summary, outcome_name};
@@ -55,7 +55,7 @@ enum Operator {
 }
 
 /// What came of a threshold.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Judgement {
     pub threshold: String,
     pub passed: bool,
@@ -128,14 +128,34 @@ impl Threshold {
     /// Holds the run against it. What was not measured does not pass.
     pub fn judge(&self, run: &Outcomes, summary: &Summary) -> Judgement {
         let value = self.value(run, summary);
-        let passed = value.is_some_and(|value| match self.operator {
+        let passed = value.is_some_and(|value| self.holds(value));
+        Judgement { threshold: self.text.clone(), passed, value }
+    }
+
+    fn holds(&self, value: f64) -> bool {
+        match self.operator {
             Operator::Less => value < self.limit,
             Operator::AtMost => value <= self.limit,
             Operator::Greater => value > self.limit,
             Operator::AtLeast => value >= self.limit,
             Operator::Equal => (value - self.limit).abs() < 1e-9,
-        });
-        Judgement { threshold: self.text.clone(), passed, value }
+        }
+    }
+
+    /// Whether a run that is still going on misses it so far; `None`: that cannot be said yet.
+    pub fn is_missed_so_far(&self, run: &Outcomes) -> Option<bool> {
+        let value = match self.metric {
+            Metric::Quantile(_) | Metric::Mean | Metric::ErrorRate => self.measured(run),
+            Metric::Unsent => Some(run.stats.counters.unsent as f64),
+            Metric::Findings => Some(run.ledger.findings.total() as f64),
+            Metric::Lag => Some(run.stats.lag.value_at_quantile(0.99) as f64),
+            Metric::Rps | Metric::Undersold | Metric::Unanswered => None,
+        };
+        value.map(|value| !self.holds(value))
+    }
+
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     fn value(&self, run: &Outcomes, summary: &Summary) -> Option<f64> {

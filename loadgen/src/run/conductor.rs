@@ -1,6 +1,6 @@
 //! Starts the workers together, watches over the run, and gathers what they found.
 //!
-//! Thread: the caller's, with a small runtime for signals; the workers have a thread each.
+//! Thread: the caller's; the workers have a thread each.
 //!
 //! ```text
 //! workers connect ──► all ready ──► zero is set ──► schedule ──► drain ──► figures merge
@@ -11,23 +11,23 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock::{self, Clock};
 use crate::http::stream;
 use crate::plan::Plan;
-use crate::run::conn_task;
+use crate::run::observe::Observer;
 use crate::run::timer::Timer;
 use crate::run::worker::Worker;
+use crate::run::{conn_task, signals};
 use crate::stats::{Failure, Second, SecondRow, Stats};
 use crate::timeline::{Outage, Section, Timeline};
-use crate::work::accepted::Ledger;
+use crate::work::accepted::{Findings, Ledger};
 use crate::work::{Workload, redeem};
 
 /// What the threads of a run share.
@@ -44,9 +44,13 @@ pub struct Shared {
     ready: AtomicUsize,
     opened: AtomicUsize,
     finished: AtomicUsize,
-    /// 0 runs, 1 plans nothing more, 2 ends now. Relaxed: a flag that is polled.
-    stop: AtomicU8,
-    connect_failure: Mutex<Option<Failure>>,
+    /// Nothing more is planned. Relaxed: a flag that is polled.
+    stop: AtomicBool,
+    /// Whether workers hand on their figures so far with each second.
+    wants_looks: bool,
+    /// Per worker: its figures so far.
+    looks: Vec<Mutex<Option<(Stats, Findings)>>>,
+    connect_failure: Mutex<Option<(Failure, String)>>,
     seconds: Mutex<Vec<Second>>,
 }
 
@@ -65,23 +69,30 @@ pub struct Outcomes {
     /// Units: nanoseconds of the run's clock: the schedule's start, the end of everything.
     pub zero: u64,
     pub ended: u64,
+    /// By a signal, or by a reason to abort.
     pub interrupted: bool,
+    /// Why the schedule was ended before its time.
+    pub aborted: Option<String>,
 }
 
 /// Why there was no run.
 #[derive(Debug, Error)]
 pub enum Failed {
-    #[error("no connection to {url} could be opened: {}", failure.name())]
-    NoConnection { url: String, failure: Failure },
+    #[error("no connection to {url} could be opened: {} ({detail})", failure.name())]
+    NoConnection { url: String, failure: Failure, detail: String },
     #[error("{wanted} connections need more open files than the hard limit of {hard} (ulimit -Hn)")]
     FileLimit { wanted: usize, hard: u64 },
+    #[error("the start never came")]
+    NotStarted,
     #[error("a worker could not start: {0}")]
     Start(#[from] io::Error),
 }
 
 impl Shared {
-    fn new(plan: Plan) -> Self {
+    fn new(plan: Plan, wants_looks: bool) -> Self {
         Self {
+            wants_looks,
+            looks: (0..plan.threads).map(|_| Mutex::new(None)).collect(),
             plan: Arc::new(plan),
             clock: Clock::start(),
             timeline: Timeline::new(),
@@ -89,7 +100,7 @@ impl Shared {
             ready: AtomicUsize::new(0),
             opened: AtomicUsize::new(0),
             finished: AtomicUsize::new(0),
-            stop: AtomicU8::new(0),
+            stop: AtomicBool::new(false),
             connect_failure: Mutex::new(None),
             seconds: Mutex::new(Vec::new()),
         }
@@ -98,18 +109,51 @@ impl Shared {
     pub fn push_second(&self, second: Second) {
         self.seconds.lock().expect("no holder of this lock panics").push(second);
     }
+
+    /// Hands on a worker's figures so far, if somebody looks.
+    pub fn push_look(&self, worker: usize, look: impl FnOnce() -> (Stats, Findings)) {
+        if self.wants_looks {
+            *self.looks[worker].lock().expect("no holder of this lock panics") = Some(look());
+        }
+    }
+
+    /// The figures of all workers as they last handed them on.
+    fn so_far(&self, zero: u64) -> Outcomes {
+        let (mut stats, mut ledger) = (Stats::default(), Ledger::default());
+        for look in &self.looks {
+            let look = look.lock().expect("no holder of this lock panics");
+            if let Some((worker, findings)) = &*look {
+                stats.merge(worker);
+                ledger.findings.merge(findings.clone());
+            }
+        }
+        Outcomes {
+            plan: self.plan.clone(),
+            stats,
+            ledger,
+            seconds: Vec::new(),
+            sections: self.timeline.sections(),
+            outages: self.timeline.outages(),
+            started_at: String::new(),
+            zero,
+            ended: self.clock.now(),
+            interrupted: false,
+            aborted: None,
+        }
+    }
 }
 
-/// Runs the plan. `on_second` sees each second of the run when it is over, merged, in order.
-pub fn run(plan: Plan, on_second: &mut dyn FnMut(&Plan, &Second)) -> Result<Outcomes, Failed> {
+/// Runs the plan, to its end or until a signal or the observer ends its schedule.
+pub fn run(plan: Plan, observer: &mut dyn Observer) -> Result<Outcomes, Failed> {
+    signals::listen()?;
     let wanted = plan.connections;
     stream::raise_file_limit(wanted as u64).map_err(|hard| Failed::FileLimit { wanted, hard })?;
-    let shared = Arc::new(Shared::new(plan));
+    let shared = Arc::new(Shared::new(plan, observer.wants_looks()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let started_at = clock::wall_now();
     let workers = start_workers(&shared)?;
     let mut gathered = Gathered::default();
-    let watched = runtime.block_on(watch(&shared, &mut gathered, on_second));
+    let watched = runtime.block_on(watch(&shared, &mut gathered, observer));
     let (mut stats, mut ledgers) = (Stats::default(), Vec::new());
     for worker in workers {
         // A panic aborts the process, so a join can only fail where panics unwind: in tests.
@@ -117,8 +161,8 @@ pub fn run(plan: Plan, on_second: &mut dyn FnMut(&Plan, &Second)) -> Result<Outc
         stats.merge(&worker_stats);
         ledgers.extend(ledger);
     }
-    let zero = watched?;
-    gathered.take(&shared, on_second, true);
+    let (zero, aborted) = watched?;
+    gathered.take(&shared, observer, true);
     Ok(Outcomes {
         plan: shared.plan.clone(),
         stats,
@@ -129,7 +173,8 @@ pub fn run(plan: Plan, on_second: &mut dyn FnMut(&Plan, &Second)) -> Result<Outc
         started_at,
         zero,
         ended: shared.clock.now(),
-        interrupted: shared.stop.load(Ordering::Relaxed) > 0,
+        interrupted: shared.stop.load(Ordering::Relaxed),
+        aborted,
     })
 }
 
@@ -146,75 +191,54 @@ fn start_workers(shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<WorkerResult
         .collect()
 }
 
-/// From the first connect to the last worker's end. The schedule's start.
+/// From the first connect to the last worker's end. The schedule's start, and why it was aborted.
 async fn watch(
     shared: &Shared,
     gathered: &mut Gathered,
-    on_second: &mut dyn FnMut(&Plan, &Second),
-) -> Result<u64, Failed> {
-    let mut signals = Signals::new()?;
-    let mut mark = signal(SignalKind::user_defined1())?;
+    observer: &mut dyn Observer,
+) -> Result<(u64, Option<String>), Failed> {
     let threads = shared.plan.threads;
     while shared.ready.load(Ordering::Acquire) < threads {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(2)) => {}
-            () = signals.stop(shared) => {}
-        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     if shared.opened.load(Ordering::Relaxed) == 0 {
         shared.zero.store(ABORTED, Ordering::Release);
-        let failure = *shared.connect_failure.lock().expect("no holder of this lock panics");
-        return Err(Failed::NoConnection {
-            url: shared.plan.targets[0].url.clone(),
-            failure: failure.unwrap_or(Failure::Unreachable),
-        });
+        let failure = shared.connect_failure.lock().expect("no holder of this lock panics").take();
+        let (failure, detail) = failure.unwrap_or((Failure::Unreachable, String::new()));
+        let urls: Vec<_> = shared.plan.targets.iter().map(|t| &*t.url).collect();
+        return Err(Failed::NoConnection { url: urls.join(", "), failure, detail });
     }
-    let zero = shared.clock.now() + 2_000_000;
+    let Some(zero) = observer.start(shared.clock) else {
+        shared.zero.store(ABORTED, Ordering::Release);
+        return Err(Failed::NotStarted);
+    };
     shared.zero.store(zero, Ordering::Release);
+    observer.starts(clock::wall_at(shared.clock, zero));
     let mut marks = shared.plan.marks.clone();
     marks.sort_by_key(|(_, at)| std::cmp::Reverse(*at));
-    let mut signalled = 0;
+    let (mut signalled, mut aborted) = (signals::marks(), None);
     while shared.finished.load(Ordering::Acquire) < threads {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            () = signals.stop(shared) => {}
-            _ = mark.recv() => {
-                signalled += 1;
-                shared.timeline.mark(format!("signal-{signalled}"), shared.clock.now());
-            }
-        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
         let now = shared.clock.now();
+        while signalled < signals::marks() {
+            signalled += 1;
+            shared.timeline.mark(format!("signal-{signalled}"), now);
+        }
         while let Some((name, at)) = marks.pop_if(|(_, at)| zero + *at <= now) {
             shared.timeline.mark(name, zero + at);
         }
-        gathered.take(shared, on_second, false);
-    }
-    Ok(zero)
-}
-
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// The first signal ends the schedule, the second the run.
-    async fn stop(&mut self, shared: &Shared) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+        if signals::stopped() || observer.stops() {
+            shared.stop.store(true, Ordering::Relaxed);
         }
-        if shared.stop.fetch_add(1, Ordering::Relaxed) >= 2 {
-            std::process::exit(130);
+        let is_new = gathered.take(shared, observer, false);
+        if is_new && shared.wants_looks && aborted.is_none() {
+            aborted = observer.look(&shared.so_far(zero));
+            if aborted.is_some() {
+                shared.stop.store(true, Ordering::Relaxed);
+            }
         }
     }
+    Ok((zero, aborted))
 }
 
 /// Seconds of the workers on their way to being merged.
@@ -225,7 +249,9 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn take(&mut self, shared: &Shared, on_second: &mut dyn FnMut(&Plan, &Second), all: bool) {
+    /// Takes what workers handed on; whether a second is whole.
+    fn take(&mut self, shared: &Shared, observer: &mut dyn Observer, all: bool) -> bool {
+        let before = self.done.len();
         let new =
             std::mem::take(&mut *shared.seconds.lock().expect("no holder of this lock panics"));
         for second in new {
@@ -236,12 +262,13 @@ impl Gathered {
         }
         while let Some(first) = self.open.first_entry() {
             if !all && first.get().0 < shared.plan.threads {
-                return;
+                break;
             }
             let (_, second) = first.remove();
-            on_second(&shared.plan, &second);
+            observer.second(&shared.plan, &second);
             self.done.push(SecondRow::of(&second));
         }
+        self.done.len() > before
     }
 }
 
@@ -298,18 +325,18 @@ async fn schedule(shared: &Shared, worker: &RefCell<Worker>) -> io::Result<()> {
             let mut w = worker.borrow_mut();
             let now = w.clock.now();
             w.tick(now);
-            let stop = shared.stop.load(Ordering::Relaxed);
-            if stop > 0 {
-                w.cut_schedule();
+            if shared.stop.load(Ordering::Relaxed) {
+                w.cut_schedule(now);
             }
             if now >= next_sweep {
                 w.expire(now);
                 next_sweep = now + BETWEEN_SWEEPS;
             }
+            w.reopen(now);
             w.assign_due(now);
             if w.is_schedule_over(now) {
                 let until = *drain_until.get_or_insert(now + shared.plan.drain);
-                if w.is_idle() || now >= until || stop > 1 {
+                if w.is_idle() || now >= until {
                     w.abandon(now);
                     w.finished(now);
                     return Ok(());
@@ -332,7 +359,8 @@ fn is_connected(worker: &RefCell<Worker>) -> bool {
 
 fn report_ready(shared: &Shared, worker: &Worker) {
     if let Some(failure) = worker.down {
-        *shared.connect_failure.lock().expect("no holder of this lock panics") = Some(failure);
+        *shared.connect_failure.lock().expect("no holder of this lock panics") =
+            Some((failure, worker.why_down.clone()));
     }
     shared.opened.fetch_add(worker.open, Ordering::Relaxed);
     shared.ready.fetch_add(1, Ordering::Release);

@@ -2,21 +2,23 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::ReadBuf;
 
 use crate::clock::duration;
-use crate::http::{AnswerReader, stream};
+use crate::http::AnswerReader;
+use crate::http::slow::Slow;
+use crate::http::stream::{self, Connected, Stream, Wish};
+use crate::plan::Habits;
+use crate::run::two_conn;
 use crate::run::worker::Worker;
 use crate::stats::Failure;
 
 /// Why a connection is no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub enum End {
     /// The worker stops.
     Stopped,
     /// The server announced it with an answer.
@@ -31,22 +33,25 @@ const LONGEST_RECONNECT: u64 = 200_000_000;
 /// Runs the connection with this index until the worker stops.
 pub async fn run(worker: Rc<RefCell<Worker>>, conn: usize, permits: Rc<tokio::sync::Semaphore>) {
     let plan = worker.borrow().plan.clone();
-    // Spread over the targets whatever the thread.
-    let at_target = conn % plan.targets.len();
+    // Threads take connections in turns, and so do targets.
+    let at_target = (conn * plan.threads + worker.borrow().index) % plan.targets.len();
+    let slow = slow_bytes(&plan.habits, conn * plan.threads + worker.borrow().index);
+    let wish =
+        Wish { http2: plan.http2.then_some(plan.pipeline), timeout: duration(plan.timeout), slow };
     let mut wait = FIRST_RECONNECT;
     let mut is_first = true;
     while !worker.borrow().stopping {
         let connected = {
             let _permit = permits.acquire().await;
-            stream::connect(&plan.targets[at_target], duration(plan.timeout)).await
+            stream::connect(&plan.targets[at_target], wish).await
         };
         if std::mem::take(&mut is_first) {
             worker.borrow_mut().first_connects += 1;
         }
-        let stream = match connected {
-            Ok(stream) => stream,
+        let connected = match connected {
+            Ok(connected) => connected,
             Err(e) => {
-                worker.borrow_mut().connect_failed(Failure::of_connect(&e));
+                worker.borrow_mut().connect_failed(Failure::of_connect(&e), &e);
                 tokio::time::sleep(duration(wait)).await;
                 wait = (wait * 2).min(LONGEST_RECONNECT);
                 continue;
@@ -59,18 +64,28 @@ pub async fn run(worker: Rc<RefCell<Worker>>, conn: usize, permits: Rc<tokio::sy
             w.opened(conn, now);
             now
         };
-        let mut driver = Driver {
-            worker: worker.clone(),
-            conn,
-            at_target,
-            depth: plan.pipeline,
-            stream,
-            reader: AnswerReader::default(),
-            out: Vec::with_capacity(4096),
-            written: 0,
-            now,
+        let end = match connected {
+            Connected::One(stream) => {
+                let mut driver = Driver {
+                    worker: worker.clone(),
+                    conn,
+                    at_target,
+                    depth: plan.pipeline,
+                    stream,
+                    reader: AnswerReader::default(),
+                    out: Vec::with_capacity(4096),
+                    written: 0,
+                    slow: slow.map(Slow::new),
+                    now,
+                };
+                poll_fn(|cx| driver.poll(cx)).await
+            }
+            Connected::Two(opened, meter) => {
+                let mut driver =
+                    two_conn::Driver::new(worker.clone(), conn, at_target, *opened, meter, now);
+                poll_fn(|cx| driver.poll(cx)).await
+            }
         };
-        let end = poll_fn(|cx| driver.poll(cx)).await;
         let mut w = worker.borrow_mut();
         let now = w.clock.now();
         let (failure, is_loss) = match end {
@@ -82,15 +97,23 @@ pub async fn run(worker: Rc<RefCell<Worker>>, conn: usize, permits: Rc<tokio::sy
     }
 }
 
+/// Bytes per second of the connection with this number over all threads, if it is a slow one: they
+/// are spread evenly over all.
+fn slow_bytes(habits: &Habits, number: usize) -> Option<u64> {
+    let slow_before = |n: usize| (n as f64 * habits.slow_readers + 1e-9).floor() as u64;
+    (slow_before(number + 1) > slow_before(number)).then_some(habits.slow_rate)
+}
+
 struct Driver {
     worker: Rc<RefCell<Worker>>,
     conn: usize,
     at_target: usize,
     depth: usize,
-    stream: TcpStream,
+    stream: Stream,
     reader: AnswerReader,
     out: Vec<u8>,
     written: usize,
+    slow: Option<Slow>,
     now: u64,
 }
 
@@ -112,6 +135,14 @@ impl Driver {
         if let Poll::Ready(end) = self.poll_read(cx, &mut worker) {
             return Poll::Ready(end);
         }
+        let slot = &worker.slots[self.conn];
+        if slot.retired {
+            // What it was given meanwhile goes over another one.
+            if slot.flights.is_empty() && self.out.is_empty() {
+                return Poll::Ready(End::Announced);
+            }
+            return self.poll_write(cx);
+        }
         self.fill(&mut worker);
         self.poll_write(cx)
     }
@@ -119,9 +150,18 @@ impl Driver {
     /// Reads until the socket is empty. Ready: the connection is over.
     fn poll_read(&mut self, cx: &mut Context<'_>, worker: &mut Worker) -> Poll<End> {
         loop {
-            let mut buf = ReadBuf::new(self.reader.spare());
-            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
+            let most = match &mut self.slow {
+                Some(slow) => ready!(slow.poll_room(cx)),
+                None => usize::MAX,
+            };
+            let spare = self.reader.spare();
+            let room = spare.len().min(most);
+            let mut buf = ReadBuf::new(&mut spare[..room]);
+            let read = ready!(self.stream.poll_read(cx, &mut buf));
             let count = buf.filled().len();
+            if let Some(slow) = &mut self.slow {
+                slow.took(count);
+            }
             self.now = worker.clock.now();
             match read {
                 Err(_) => return Poll::Ready(End::Lost(Failure::Reset)),
@@ -136,8 +176,9 @@ impl Driver {
     }
 
     fn take_answers(&mut self, worker: &mut Worker) -> Option<End> {
-        let bodiless = worker.workload.is_bodiless();
         loop {
+            let front = worker.slots[self.conn].flights.front();
+            let bodiless = front.is_some_and(|f| worker.workload.is_bodiless(&f.request));
             match self.reader.next(bodiless) {
                 Ok(None) => return None,
                 Err(_) => return Some(End::Lost(Failure::Malformed)),
@@ -179,13 +220,13 @@ impl Driver {
             let before = self.out.len();
             worker.workload.compose(&request, self.at_target, &mut self.out);
             worker.stats.counters.bytes_sent += (self.out.len() - before) as u64;
-            worker.sending(self.conn, request, self.now);
+            worker.sending(self.conn, request, 0, self.now);
         }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         while self.written < self.out.len() {
-            match Pin::new(&mut self.stream).poll_write(cx, &self.out[self.written..]) {
+            match self.stream.poll_write(cx, &self.out[self.written..]) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(count)) if count > 0 => self.written += count,
                 Poll::Ready(_) => return Poll::Ready(End::Lost(Failure::Reset)),
@@ -193,6 +234,9 @@ impl Driver {
         }
         self.out.clear();
         self.written = 0;
-        Poll::Pending
+        match self.stream.poll_flush(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(End::Lost(Failure::Reset)),
+            _ => Poll::Pending,
+        }
     }
 }

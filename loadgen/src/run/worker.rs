@@ -23,18 +23,22 @@ use crate::random::Random;
 use crate::run::conductor::Shared;
 use crate::schedule::{Schedule, Share};
 use crate::stats::{self, Class, Failure, Place, Second, Stats};
-use crate::work::{ANY, Kind, Request, Workload};
+use crate::work::accepted::Findings;
+use crate::work::{ANY, Kind, Request, Workload, redeem};
 
 /// A request on a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Flight {
     pub request: Request,
+    /// Which of the connection's streams carries it; 0 with HTTP/1.1, which has one.
+    pub stream: u32,
     /// Units: nanoseconds of the run's clock.
     pub sent: u64,
 }
 
 /// What the worker knows of a connection.
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "four facts that are true or not by themselves")]
 pub struct Slot {
     pub waker: Option<Waker>,
     pub flights: VecDeque<Flight>,
@@ -44,10 +48,33 @@ pub struct Slot {
     pub open: bool,
     /// The scheduler saw a flight beyond its time: the task must close the connection.
     pub expired: bool,
+    /// Its turn to be opened anew, once nothing is out on it.
+    pub retired: bool,
     /// Units: nanoseconds of the run's clock.
     pub opened_at: u64,
     /// Since when it could have taken another request.
     pub free_since: u64,
+}
+
+/// What a worker's thread had used by a moment. Units: nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    at: u64,
+    cpu: u64,
+    /// Waiting for a processor.
+    delay: u64,
+}
+
+impl Used {
+    fn by(at: u64) -> Self {
+        Self { at, cpu: clock::thread_cpu(), delay: clock::thread_delay() }
+    }
+
+    /// The share of the time since then in which it worked, or would have.
+    fn pressed_since(&self, before: &Self) -> f64 {
+        let used = (self.cpu + self.delay).saturating_sub(before.cpu + before.delay);
+        used as f64 / self.at.saturating_sub(before.at).max(1) as f64
+    }
 }
 
 /// A request due at a later time.
@@ -83,6 +110,7 @@ enum Source {
 
 #[derive(Debug)]
 pub struct Worker {
+    pub index: usize,
     pub plan: Arc<Plan>,
     pub shared: Arc<Shared>,
     pub clock: Clock,
@@ -93,6 +121,8 @@ pub struct Worker {
     pub open: usize,
     /// Why the last attempt to connect failed.
     pub down: Option<Failure>,
+    /// The first such failure, in words.
+    pub why_down: String,
     /// First attempts to connect that are over, one way or another.
     pub first_connects: usize,
     pub stopping: bool,
@@ -100,21 +130,35 @@ pub struct Worker {
     pub zero: u64,
     idle: VecDeque<u32>,
     source: Source,
+    /// Nothing is planned beyond this moment. Units: nanoseconds of the run's clock.
+    cut: Option<u64>,
     later: BinaryHeap<Reverse<Later>>,
     order: u64,
     random: Random,
     second: Second,
     /// When the current second is over.
     second_ends: u64,
+    /// What this thread had used when the run and the second began.
+    used: [Used; 2],
+    /// Requests that went out too late in this second, for whatever reason.
+    late: u64,
+    /// Connections retired so far.
+    reopened: u64,
 }
 
 impl Worker {
     pub fn new(shared: Arc<Shared>, index: usize) -> Self {
         let plan = shared.plan.clone();
-        let share = Share { index: index as u64, of: plan.threads as u64 };
+        let share = Share {
+            index: plan.share.index + plan.share.of * index as u64,
+            of: plan.share.of * plan.threads as u64,
+        };
         let source = match &plan.load {
-            Load::Open { phases, arrivals } => {
-                let schedule = Schedule::new(phases, *arrivals, plan.seed, share);
+            Load::Open { phases, arrivals, recorded } => {
+                let schedule = match recorded {
+                    Some(recording) => Schedule::recorded(recording.clone(), share),
+                    None => Schedule::new(phases, *arrivals, plan.seed, share),
+                };
                 Source::Open(Box::new(schedule.peekable()))
             }
             Load::Closed { nanoseconds } => {
@@ -129,22 +173,28 @@ impl Worker {
             ..Slot::default()
         };
         Self {
+            index,
             clock: shared.clock,
             stats: Stats::default(),
             workload: Workload::new(&plan),
             slots: (0..mine).map(|_| slot()).collect(),
             open: 0,
             down: None,
+            why_down: String::new(),
             first_connects: 0,
             stopping: false,
             zero: 0,
             idle: VecDeque::with_capacity(mine),
             source,
+            cut: None,
             later: BinaryHeap::new(),
             order: 0,
             random: Random::new(plan.seed ^ (index as u64) << 32),
             second: Second::new(0),
             second_ends: 0,
+            used: [Used::default(); 2],
+            late: 0,
+            reopened: 0,
             plan,
             shared,
         }
@@ -154,6 +204,7 @@ impl Worker {
     pub fn start(&mut self, zero: u64) {
         self.zero = zero;
         self.second_ends = zero + 1_000_000_000;
+        self.used = [Used::by(zero); 2];
         if let Source::Closed { until, .. } = &mut self.source {
             *until += zero;
         }
@@ -171,6 +222,9 @@ impl Worker {
     }
 
     fn pull(&mut self, conn: u32, now: u64) -> Option<Request> {
+        if now < self.zero {
+            return None;
+        }
         if let Some(Reverse(top)) = self.later.peek()
             && top.due <= now
             && (top.request.avoid != conn || self.open < 2)
@@ -181,7 +235,7 @@ impl Worker {
             Source::Open(schedule) => loop {
                 let arrival = *schedule.peek()?;
                 let planned = self.zero + arrival.at;
-                if planned > now {
+                if planned > now.min(self.cut.unwrap_or(now)) {
                     return None;
                 }
                 schedule.next();
@@ -216,6 +270,14 @@ impl Worker {
                 Request { number, kind, phase, attempt: 0, planned, avoid: conn },
             );
         }
+        if first == Kind::Redeem {
+            for count in 1..=self.workload.hammers(number) {
+                self.stats.counters.follow_ups += 1;
+                let number = redeem::hammer_number(number, count);
+                let again = Request { number, kind: first, phase, attempt: 0, planned, avoid: ANY };
+                self.push_later(planned, again);
+            }
+        }
         Some(Request { number, kind: first, phase, attempt: 0, planned, avoid: ANY })
     }
 
@@ -225,18 +287,19 @@ impl Worker {
     }
 
     /// A request is being written now.
-    pub fn sending(&mut self, conn: usize, request: Request, now: u64) {
+    pub fn sending(&mut self, conn: usize, request: Request, stream: u32, now: u64) {
         let slot = &mut self.slots[conn];
         if request.attempt == 0 {
             let possible = request.planned.max(slot.free_since);
             stats::record(&mut self.stats.lag, now.saturating_sub(possible));
+            self.late += u64::from(now.saturating_sub(request.planned) > stats::PRESSED_LAG);
         } else {
             self.stats.counters.retries += 1;
             self.second.retries += 1;
         }
         self.stats.counters.attempts += 1;
         self.second.sent += 1;
-        slot.flights.push_back(Flight { request, sent: now });
+        slot.flights.push_back(Flight { request, stream, sent: now });
     }
 
     /// The connection has room and found nothing due.
@@ -259,7 +322,7 @@ impl Worker {
         while let Some(conn) = self.idle.pop_front() {
             let slot = &mut self.slots[conn as usize];
             slot.idle = false;
-            if !slot.open || slot.flights.len() + slot.assigned.len() >= depth {
+            if !slot.open || slot.retired || slot.flights.len() + slot.assigned.len() >= depth {
                 continue;
             }
             if let Some(request) = self.pull(conn, now) {
@@ -302,9 +365,9 @@ impl Worker {
     /// Units: nanoseconds until something is due, as far as is known now.
     pub fn until_due(&mut self, now: u64) -> Option<u64> {
         let later = self.later.peek().map(|Reverse(l)| l.due);
-        let planned = match &mut self.source {
-            Source::Open(schedule) => schedule.peek().map(|a| self.zero + a.at),
-            Source::Closed { until, .. } => (now < *until).then_some(*until),
+        let planned = match self.source {
+            Source::Open(_) => self.next_planned(),
+            Source::Closed { until, .. } => (now < until).then_some(until),
         };
         let next = later.into_iter().chain(planned).min()?;
         Some(next.saturating_sub(now))
@@ -312,9 +375,9 @@ impl Worker {
 
     /// Whether no request of the schedule is left to send.
     pub fn is_schedule_over(&mut self, now: u64) -> bool {
-        match &mut self.source {
-            Source::Open(schedule) => schedule.peek().is_none(),
-            Source::Closed { until, .. } => now >= *until,
+        match self.source {
+            Source::Open(_) => self.next_planned().is_none(),
+            Source::Closed { until, .. } => now >= until,
         }
     }
 
@@ -323,14 +386,24 @@ impl Worker {
             && self.slots.iter().all(|s| s.flights.is_empty() && s.assigned.is_empty())
     }
 
-    /// Plans nothing more.
-    pub fn cut_schedule(&mut self) {
-        self.source = Source::Closed { next_number: 0, of: 1, until: 0 };
+    /// When the schedule's next request is planned. Units: nanoseconds of the run's clock.
+    fn next_planned(&mut self) -> Option<u64> {
+        let Source::Open(schedule) = &mut self.source else { return None };
+        let planned = self.zero + schedule.peek()?.at;
+        (planned <= self.cut.unwrap_or(u64::MAX)).then_some(planned)
+    }
+
+    /// Plans nothing more. What was due before it still goes out, or is unsent.
+    pub fn cut_schedule(&mut self, now: u64) {
+        let cut = *self.cut.get_or_insert(now);
+        if let Source::Closed { until, .. } = &mut self.source {
+            *until = cut.min(*until);
+        }
     }
 
     /// An answer arrived.
     pub fn answered(&mut self, conn: usize, flight: Flight, answer: &Answer<'_>, now: u64) {
-        let Flight { mut request, sent } = flight;
+        let Flight { mut request, sent, .. } = flight;
         // A node that says it is still starting has not recovered.
         let settles = !self.plan.retry.statuses.contains(&answer.status);
         if settles {
@@ -447,8 +520,11 @@ impl Worker {
         };
     }
 
-    pub fn connect_failed(&mut self, failure: Failure) {
+    pub fn connect_failed(&mut self, failure: Failure, error: &std::io::Error) {
         self.stats.counters.connects_failed += 1;
+        if self.why_down.is_empty() {
+            self.why_down = error.to_string();
+        }
         self.down = Some(failure);
     }
 
@@ -459,10 +535,7 @@ impl Worker {
         let slot = &mut self.slots[conn];
         slot.open = false;
         let flights = std::mem::take(&mut slot.flights);
-        let assigned = std::mem::take(&mut slot.assigned);
-        for request in assigned {
-            self.push_later(now, request);
-        }
+        self.give_back(conn, now);
         if is_loss && !flights.is_empty() {
             self.stats.counters.connections_lost += 1;
             self.shared.timeline.lost(now, flights.len() as u64);
@@ -481,12 +554,53 @@ impl Worker {
         self.slots[conn].flights = flights;
     }
 
+    /// Requests that a connection was given and will not send are due for another one.
+    pub fn give_back(&mut self, conn: usize, now: u64) {
+        while let Some(request) = self.slots[conn].assigned.pop_front() {
+            self.push_later(now, request);
+        }
+    }
+
+    /// Retires connections as fast as the plan wants them opened anew.
+    pub fn reopen(&mut self, now: u64) {
+        let rate = self.plan.habits.reopened_per_second / self.plan.threads as f64;
+        if rate <= 0.0 || self.zero == 0 || self.slots.is_empty() {
+            return;
+        }
+        let due = (now.saturating_sub(self.zero) as f64 / 1e9 * rate) as u64;
+        while self.reopened < due {
+            let at = self.reopened as usize % self.slots.len();
+            self.reopened += 1;
+            let slot = &mut self.slots[at];
+            slot.retired = true;
+            if let Some(waker) = &slot.waker {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// A worker that has no time left makes its requests late, however busy the server keeps the
+    /// connections.
+    fn judge_second(&mut self, now: u64) {
+        let before = std::mem::replace(&mut self.used[1], Used::by(now));
+        let late = std::mem::take(&mut self.late);
+        if self.used[1].pressed_since(&before) > stats::MOST_PRESSED {
+            self.stats.late_while_pressed += late;
+        }
+    }
+
     /// Hands on the second that is over, if one is.
     pub fn tick(&mut self, now: u64) {
         while self.zero > 0 && now >= self.second_ends {
+            self.judge_second(now);
             let next = Second::new(self.second.second + 1);
             self.second_ends += 1_000_000_000;
             let done = std::mem::replace(&mut self.second, next);
+            let findings = || match &self.workload {
+                Workload::Redeem(r) => r.ledger.findings.clone(),
+                Workload::Plain(_) => Findings::default(),
+            };
+            self.shared.push_look(self.index, || (self.stats.clone(), findings()));
             self.shared.push_second(done);
         }
     }
@@ -496,9 +610,12 @@ impl Worker {
         self.stopping = true;
         let last = std::mem::replace(&mut self.second, Second::new(0));
         self.shared.push_second(last);
-        self.stats.cpu = clock::thread_cpu();
+        self.judge_second(now);
+        let [begun, ended] = self.used;
+        self.stats.cpu = ended.cpu;
         let ran = now.saturating_sub(self.zero).max(1);
-        self.stats.busy_share = self.stats.cpu as f64 / ran as f64;
+        self.stats.busy_share = ended.cpu.saturating_sub(begun.cpu) as f64 / ran as f64;
+        self.stats.pressed_share = ended.pressed_since(&begun);
         for slot in &mut self.slots {
             if let Some(waker) = slot.waker.take() {
                 waker.wake();

@@ -1,17 +1,18 @@
 //! What was accepted, what is unknown, and what was found to be wrong.
 //!
-//! Shape: about 140 bytes per accepted redemption, so 140 MB per million; nothing per refusal.
+//! Shape: about 140 bytes per accepted redemption, so 140 MB per million, and with what the check
+//! adds to it 250 MB; nothing per refusal.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Write};
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::plan::RedeemWork;
 use crate::work::redeem::key;
 
 /// A redemption that was answered with 201.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     pub member: u64,
     pub id: Box<str>,
@@ -30,7 +31,7 @@ pub struct Accepted {
 }
 
 /// As far as the answers tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Held,
@@ -47,6 +48,41 @@ pub struct Finding {
     pub text: String,
 }
 
+/// Everything that can be found.
+const KINDS: &[&str] = &[
+    "answer-changed",
+    "id-given-twice",
+    "ledger-differs",
+    "limit-passed",
+    "lost",
+    "malformed-answer",
+    "not-as-answered",
+    "oversold",
+    "points-differ",
+    "store-differs",
+    "unasked-effect",
+    "undersold",
+    "units-differ",
+    "wrong-answer",
+];
+
+/// A kind as it was written; one of another version is just a finding.
+pub fn known_kind(name: &str) -> &'static str {
+    KINDS.iter().find(|k| **k == name).unwrap_or(&"finding")
+}
+
+impl<'de> Deserialize<'de> for Finding {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Written {
+            kind: String,
+            text: String,
+        }
+        let Written { kind, text } = Written::deserialize(from)?;
+        Ok(Self { kind: known_kind(&kind), text })
+    }
+}
+
 /// Findings: all are counted, the first ones are kept.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
@@ -57,6 +93,10 @@ pub struct Findings {
 const MOST_EXAMPLES: usize = 100;
 
 impl Findings {
+    pub const fn from_parts(counts: BTreeMap<&'static str, u64>, examples: Vec<Finding>) -> Self {
+        Self { counts, examples }
+    }
+
     pub fn push(&mut self, finding: Finding) {
         *self.counts.entry(finding.kind).or_default() += 1;
         if self.examples.len() < MOST_EXAMPLES {
@@ -86,7 +126,7 @@ impl Findings {
 }
 
 /// An item's figures.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemCount {
     pub accepted: u64,
     pub units: u64,
@@ -94,8 +134,12 @@ pub struct ItemCount {
     /// Answers `sold-out`, and how many of them said that it is final.
     pub sold_out: u64,
     pub sold_out_finally: u64,
-    /// A request that was told so.
+    /// Requests by number: the first that was told so; the first and the last that were refused for
+    /// stock, and the last that was accepted.
     pub first_final: Option<u64>,
+    pub first_refused: Option<u64>,
+    pub last_refused: Option<u64>,
+    pub last_accepted: Option<u64>,
 }
 
 impl ItemCount {
@@ -105,7 +149,22 @@ impl ItemCount {
         self.points += o.points;
         self.sold_out += o.sold_out;
         self.sold_out_finally += o.sold_out_finally;
-        self.first_final = self.first_final.or(o.first_final);
+        let first = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+        self.first_final = first(self.first_final, o.first_final);
+        self.first_refused = first(self.first_refused, o.first_refused);
+        self.last_refused = self.last_refused.max(o.last_refused);
+        self.last_accepted = self.last_accepted.max(o.last_accepted);
+    }
+
+    /// An answer `sold-out`. The number is the one that the schedule gave.
+    pub fn refused(&mut self, number: u64, is_final: bool) {
+        self.sold_out += 1;
+        self.first_refused = self.first_refused.or(Some(number));
+        self.last_refused = self.last_refused.max(Some(number));
+        if is_final {
+            self.sold_out_finally += 1;
+            self.first_final = self.first_final.or(Some(number));
+        }
     }
 }
 

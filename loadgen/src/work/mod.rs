@@ -3,6 +3,7 @@
 pub mod accepted;
 pub mod plain;
 pub mod redeem;
+pub mod template;
 
 use crate::http::Answer;
 use crate::plan::{Plan, Work};
@@ -50,14 +51,17 @@ pub struct Judged<'a> {
 /// The work of one worker.
 #[derive(Debug)]
 pub enum Workload {
-    Plain(plain::Plain),
+    Plain(Box<plain::Plain>),
     Redeem(Box<redeem::Redeem>),
 }
 
 impl Workload {
     pub fn new(plan: &Plan) -> Self {
         match &plan.work {
-            Work::Http(work) => Self::Plain(plain::Plain::new(&plan.targets, work)),
+            Work::Http(work) => {
+                let plain = plain::Plain::new(&plan.targets, work, plan.seed);
+                Self::Plain(Box::new(plain.expect("the plan was checked with these templates")))
+            }
             Work::Redeem(work) => {
                 Self::Redeem(Box::new(redeem::Redeem::new(&plan.targets, work, plan.seed)))
             }
@@ -72,11 +76,19 @@ impl Workload {
         }
     }
 
-    /// Whether answers come without a body.
-    pub const fn is_bodiless(&self) -> bool {
+    /// Whether the answer to this request comes without a body.
+    pub fn is_bodiless(&self, request: &Request) -> bool {
         match self {
-            Self::Plain(p) => p.is_head,
+            Self::Plain(p) => p.is_head(request.number),
             Self::Redeem(_) => false,
+        }
+    }
+
+    /// Further keys that a bot sends at once with this request.
+    pub fn hammers(&self, number: u64) -> u32 {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Redeem(r) => r.hammers(number),
         }
     }
 
@@ -91,7 +103,7 @@ impl Workload {
     /// Appends the request's bytes, for the target with this index.
     pub fn compose(&mut self, request: &Request, target: usize, out: &mut Vec<u8>) {
         match self {
-            Self::Plain(p) => out.extend_from_slice(p.bytes(target)),
+            Self::Plain(p) => p.compose(request.number, target, out),
             Self::Redeem(r) => r.compose(request, target, out),
         }
     }

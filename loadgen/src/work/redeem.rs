@@ -86,10 +86,24 @@ pub fn key(seed: u64, number: u64) -> String {
     format!("load-{seed}-{number}")
 }
 
-/// What the request with this number is about.
+/// A bot's further keys have the request's number with a count above these bits; the schedule's
+/// numbers stay below them.
+const HAMMER_SHIFT: u32 = 40;
+
+/// The number of a bot's further key: `count` from 1.
+pub const fn hammer_number(number: u64, count: u32) -> u64 {
+    number | (count as u64) << HAMMER_SHIFT
+}
+
+/// The number that the schedule gave to a bot's first key; any other is its own.
+const fn planned_number(number: u64) -> u64 {
+    number & ((1 << HAMMER_SHIFT) - 1)
+}
+
+/// What the request with this number is about. A bot's further keys want what its first one wants.
 pub fn choose(work: &RedeemWork, weights: &[f64], seed: u64, number: u64) -> Choice {
-    let mut random = Random::of_request(seed, number);
-    let member = work.choice.pick(&mut random, work.first_member, work.last_member);
+    let mut random = Random::of_request(seed, planned_number(number));
+    let member = work.member(work.choice.pick(&mut random, work.first_member, work.last_member));
     let pick = random.unit() * weights.last().copied().unwrap_or(0.0);
     let item = weights.partition_point(|&w| w <= pick).min(weights.len() - 1);
     let hold = random.chance(work.holds);
@@ -166,6 +180,11 @@ impl Redeem {
         } else {
             Kind::Redeem
         }
+    }
+
+    pub fn hammers(&self, number: u64) -> u32 {
+        let is_bot = Random::of_request(self.seed ^ 0xB07, number).chance(self.work.bots);
+        if is_bot { self.work.hammer.saturating_sub(1) } else { 0 }
     }
 
     pub fn companion(&self, number: u64) -> Option<(Kind, u64)> {
@@ -297,6 +316,7 @@ impl Redeem {
         count.accepted += 1;
         count.units += u64::from(parsed.quantity);
         count.points += parsed.points;
+        count.last_accepted = count.last_accepted.max(Some(planned_number(number)));
         let next = match choice.fate {
             _ if state != State::Held => None,
             Fate::Abandon => None,
@@ -328,11 +348,8 @@ impl Redeem {
         if code == "sold-out" {
             let item = self.choice(number).item;
             let count = self.ledger.by_item.entry(item).or_default();
-            count.sold_out += 1;
-            if memchr::memmem::find(answer.body, b"\"final\":true").is_some() {
-                count.sold_out_finally += 1;
-                count.first_final = count.first_final.or(Some(number));
-            }
+            let is_final = memchr::memmem::find(answer.body, b"\"final\":true").is_some();
+            count.refused(planned_number(number), is_final);
         }
         // A refusal sent for before the acceptance was known may have been decided before it.
         let settles = !matches!(status, 429 | 500..=599);
@@ -408,11 +425,14 @@ mod tests {
             ],
             first_member: 10,
             last_member: 19,
+            listed: None,
             choice: crate::members::Choice::Uniform,
             polls: vec![0.0],
             quantity: 1,
             holds: 0.5,
             duplicates: 0.1,
+            bots: 0.2,
+            hammer: 5,
             confirms: 0.6,
             cancels: 0.3,
             think: 1000,
@@ -461,6 +481,10 @@ mod tests {
         close(share(&|c| c.fate == Fate::Confirm), 0.6);
         close(share(&|c| c.fate == Fate::Cancel), 0.3);
         close(share(&|c| c.member == 19), 0.1);
+        let bots = (0..20_000).filter(|&n| r.hammers(n) == 4).count() as f64 / 20_000.0;
+        close(bots, 0.2);
+        assert_eq!(r.choice(hammer_number(7, 3)), r.choice(7));
+        assert_ne!(key(1, hammer_number(7, 3)), key(1, 7));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The ledger check: an honest mall passes, and each kind of lie is caught with exit 3.
 
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::mall::{Lie, Mall, START, open};
+use crate::server::{Say, Server};
 use crate::tool::{Ran, number, run, run_aside};
 
 const LOAD: [&str; 14] = [
@@ -23,6 +25,9 @@ const LOAD: [&str; 14] = [
     "7",
 ];
 
+/// Every redemption holds first, and every hold is confirmed: no unit comes back.
+const HOLDS: [&str; 8] = ["--holds", "1", "--confirms", "1", "--cancels", "0", "--think", "0.05"];
+
 fn mall() -> Mall {
     Mall::with_stock(&[("a", 40), ("b", 50)])
 }
@@ -32,6 +37,9 @@ fn checked(mall: Mall, more: &[&str]) -> Ran {
     let (server, _mall) = open(mall);
     let url = server.url();
     let mut args = LOAD.to_vec();
+    if more.contains(&"--members") {
+        args.drain(2..4);
+    }
     args.extend(["--check", "--admin", &url]);
     args.extend_from_slice(more);
     run(&url, &args)
@@ -114,7 +122,23 @@ fn a_kill_in_the_run_is_no_violation() {
 
 #[test]
 fn a_lost_answer_is_asked_for_by_its_key() {
-    let (server, mall) = open(Mall::with_stock(&[("a", 1000)]));
+    let (ran, mall) = answers_lost(Lie::None);
+    assert_eq!(ran.code, 0, "{:?} {}", findings(&ran), ran.stderr);
+    assert!(number(&ran, "/check/resolved_with_effect") > 3.0, "{}", ran.stdout);
+    assert_eq!(number(&ran, "/ledger/unknown") as u64, 0);
+    assert_eq!(number(&ran, "/ledger/accepted") as usize, mall.lock().unwrap().answers.len());
+}
+
+#[test]
+fn a_key_with_two_redemptions_is_found() {
+    let (ran, _mall) = answers_lost(Lie::KeepsTwo);
+    assert_eq!(ran.code, 3, "{} {}", ran.stdout, ran.stderr);
+    assert!(findings(&ran)[0].contains("one key, 2 redemptions"), "{:?}", findings(&ran));
+}
+
+/// A run whose server dies with answers on their way, and is asked for them afterwards.
+fn answers_lost(lie: Lie) -> (Ran, Arc<Mutex<Mall>>) {
+    let (server, mall) = open(Mall::with_stock(&[("a", 1000)]).lying(lie));
     let url = server.url();
     let aside = run_aside(
         &url,
@@ -141,11 +165,7 @@ fn a_lost_answer_is_asked_for_by_its_key() {
     thread::sleep(Duration::from_millis(50));
     server.kill();
     let _second = server.restart();
-    let ran = aside.join().unwrap();
-    assert_eq!(ran.code, 0, "{:?} {}", findings(&ran), ran.stderr);
-    assert!(number(&ran, "/check/resolved_with_effect") > 3.0, "{}", ran.stdout);
-    assert_eq!(number(&ran, "/ledger/unknown") as u64, 0);
-    assert_eq!(number(&ran, "/ledger/accepted") as usize, mall.lock().unwrap().answers.len());
+    (aside.join().unwrap(), mall)
 }
 
 #[test]
@@ -160,8 +180,11 @@ fn each_kind_of_lie_is_caught_with_the_request_it_is_about() {
         (Lie::RedeemsAgain, "answer-changed", &[]),
         (Lie::ChargesTwice, "points-differ", &[]),
         (Lie::ChargesTwiceOpenly, "points-differ", &["--balances", "ask"]),
+        (Lie::ChargesRefused, "points-differ", &["--balances", "ask", "--members", "1-500"]),
         (Lie::HidesLastUnit, "undersold", &[]),
+        (Lie::HidesPool, "undersold", &[]),
         (Lie::RefusesLastUnit, "undersold", &[]),
+        (Lie::RefusesLastUnit, "undersold", &HOLDS),
         (Lie::TakesFromRefused, "units-differ", &[]),
         (Lie::ForgetsLimit, "limit-passed", &[]),
         (Lie::ForgetsConfirm, "not-as-answered", &["--holds", "1", "--think", "0.1"]),
@@ -177,11 +200,31 @@ fn each_kind_of_lie_is_caught_with_the_request_it_is_about() {
         assert_eq!(ran.code, 3, "{lie:?}: {:?} {}", findings(&ran), ran.stderr);
         let found = findings(&ran);
         assert!(found.iter().any(|f| f.contains(kind)), "{lie:?}: {found:?}");
-        let names_one = |f: &String| f.contains("key load-7-") || f.contains("member ");
-        assert!(
-            found.iter().any(|f| names_one(f) || f.contains("units")),
-            "{lie:?} names no request: {found:?}"
-        );
+        // By its key; or all of a member's, where it is their sum that is wrong.
+        let names_one = |f: &&String| f.contains("key load-7-") || f.contains("member ");
+        let about_it = found.iter().filter(|f| f.contains(kind));
+        for finding in about_it {
+            assert!(names_one(&finding), "{lie:?} names no request: {finding}");
+        }
+    }
+}
+
+/// A violated ledger goes before an invalid run, and that before a missed threshold.
+#[test]
+fn where_several_hold_the_ledger_goes_first() {
+    for (lie, code) in [(Lie::ChangesAnswer, 3), (Lie::None, 2)] {
+        let (server, _mall) = open(mall().lying(lie));
+        let mut args = LOAD.to_vec();
+        args.extend(["--check", "--max-lag", "0.2", "--threshold", "p50<1us"]);
+        let aside = run_aside(&server.url(), &args);
+        while server.served() < 300 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        server.stall(Duration::from_millis(600));
+        let ran = aside.join().unwrap();
+        assert_eq!(ran.code, code, "{lie:?}: {} {}", ran.stdout, ran.stderr);
+        assert_eq!(ran.summary["valid"], false, "{lie:?}: {}", ran.stdout);
+        assert_eq!(ran.summary["thresholds"][0]["passed"], false);
     }
 }
 
@@ -190,14 +233,16 @@ fn lies_of_the_store_are_caught() {
     let cases = [
         (Lie::StoreLoses, "lost"),
         (Lie::StoreInvents, "unasked-effect"),
-        (Lie::StoreMiscounts, "ledger-differs"),
+        (Lie::StoreInventsLate, "unasked-effect"),
+        (Lie::StoreMiscounts, "its ledger rows move"),
+        (Lie::StoreChargesNobody, "the ledger has rows of redemption 0000000000008000900"),
     ];
     for (lie, kind) in cases {
         let dir = tempfile::tempdir().unwrap();
         let store = format!("sqlite:{}", dir.path().display());
         let ran = checked(
             mall().with_store(dir.path()).lying(lie),
-            &["--store", &store, "--store-wait", "0.3"],
+            &["--store", &store, "--store-wait", "1"],
         );
         assert_eq!(ran.code, 3, "{lie:?}: {:?} {}", findings(&ran), ran.stderr);
         assert!(findings(&ran).iter().any(|f| f.contains(kind)), "{lie:?}: {:?}", findings(&ran));
@@ -268,4 +313,77 @@ fn a_file_of_accepted_redemptions_is_held_against_the_database_shards() {
     let ran = crate::tool::tool(&["check", "--accepted", "/no/such", "--data", "/no/such"]);
     assert_eq!(ran.code, 1);
     assert_eq!(crate::tool::tool(&["check"]).code, 1);
+}
+
+/// The engine takes sales of a thousand items with long names.
+#[test]
+fn a_sale_of_a_thousand_items_is_loaded_and_checked() {
+    let skus: Vec<String> = (0..1000).map(|n| format!("{n:0>60}")).collect();
+    let stock: Vec<(&str, u64)> = skus.iter().map(|sku| (&**sku, 5)).collect();
+    let ran = checked(Mall::with_stock(&stock), &["--members", "1-9999"]);
+    assert_eq!(ran.code, 0, "{:?} {}", findings(&ran), ran.stderr);
+    assert_eq!(ran.summary["ledger"]["items"].as_array().unwrap().len(), 1000);
+}
+
+/// What was asked for after the run comes a byte at a time, or without end.
+#[test]
+fn an_answer_without_end_does_not_hold_the_check_up() {
+    const MUCH: [u8; 16 << 10] = [b'x'; 16 << 10];
+    for drip in [&b"x"[..], &MUCH] {
+        let mall = Arc::new(Mutex::new(Mall::with_stock(&[("a", 1000)])));
+        let server = Server::start(move |ask| {
+            if ask.path.starts_with("/v1/redemptions/") && ask.method == "GET" {
+                let head = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n";
+                return Say { drip: Some(drip), ..Say::raw(head, false) };
+            }
+            mall.lock().unwrap().handle(ask)
+        });
+        let begun = Instant::now();
+        let load = ["--sale", "s1", "--rate", "50", "--seconds", "0.2", "--timeout", "1"];
+        let ran = run(&server.url(), &[&load[..], &["--check"]].concat());
+        assert_eq!(ran.code, 2, "{} {}", ran.stdout, ran.stderr);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        assert!(ran.summary["invalid_reasons"].to_string().contains("could not be checked"));
+    }
+}
+
+/// A mall that accepts everything, and needs no memory to know what it said.
+fn generous() -> Server {
+    let view = |id: &str| {
+        format!(
+            r#"{{"id":"{id}","sale":"s1","sku":"a","quantity":1,"points":0,
+            "state":"confirmed","balance":7}}"#
+        )
+    };
+    Server::start(move |ask| {
+        if let Some(key) = &ask.key {
+            let number: u64 = key.rsplit('-').next().unwrap().parse().unwrap();
+            return Say::json(201, &view(&format!("00000000-0000-8000-8000-{number:012x}")));
+        }
+        match ask.path.rsplit('/').next().unwrap() {
+            "s1" => Say::json(200, r#"{"items":[{"sku":"a","free":9000000}]}"#),
+            "points" => Say::json(200, r#"{"free":7,"held":0}"#),
+            id => Say::json(200, &view(id)),
+        }
+    })
+}
+
+/// What the README states: memory for what was accepted, and no more.
+#[test]
+fn the_check_holds_so_many_bytes_for_each_accepted_redemption() {
+    const MOST_BYTES: f64 = 350.0;
+    let server = generous();
+    let peak = |count: u32| {
+        let rate = f64::from(count).to_string();
+        let load = ["--sale", "s1", "--rate", &rate, "--seconds", "1", "--max-lag", "60"];
+        let more = ["--members", "1-900000000", "--drain", "60", "--pipeline", "8", "--check"];
+        let ran = run(&server.url(), &[&load[..], &more].concat());
+        assert_eq!(ran.code, 0, "{} {}", ran.stdout, ran.stderr);
+        assert_eq!(number(&ran, "/check/found_over_api") as u32, count);
+        number(&ran, "/generator/peak_memory_bytes")
+    };
+    let (few, many) = (peak(1_000), peak(100_000));
+    let each = (many - few) / f64::from(100_000 - 1_000);
+    println!("{each:.0} bytes each");
+    assert!(each < MOST_BYTES, "{each:.0} bytes each: {few} {many}");
 }

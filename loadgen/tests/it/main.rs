@@ -3,13 +3,26 @@
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests")]
 #![allow(clippy::disallowed_methods, reason = "the test server has a clock of its own")]
 
+mod bad_machines;
 mod bad_server;
+mod clients;
+mod examples;
 mod figures;
+mod kept;
 mod ledger_check;
 mod mall;
+mod many_nodes;
 mod outputs;
+mod presets;
+mod raw;
 mod redemptions;
 mod scenarios;
+mod screen;
+mod secure;
 mod server;
+mod several_machines;
+mod stack_report;
 mod tool;
+mod two;
+mod two_server;
 mod usage;

@@ -30,10 +30,16 @@ pub enum Lie {
     ChargesTwice,
     /// Takes the points twice, and says so.
     ChargesTwiceOpenly,
+    /// Takes the points of a member whom it refuses.
+    ChargesRefused,
     /// Says that it is sold out for good with a unit left.
     HidesLastUnit,
+    /// One key has two redemptions, of which only a question for the key tells.
+    KeepsTwo,
     /// Says sold out, not for good, with a unit left.
     RefusesLastUnit,
+    /// The same, and the unit is in a pool that no node counts as its own.
+    HidesPool,
     /// Takes a unit from a member whom it refuses.
     TakesFromRefused,
     ForgetsLimit,
@@ -43,6 +49,10 @@ pub enum Lie {
     StoreLoses,
     StoreInvents,
     StoreMiscounts,
+    /// Its ledger has rows of a redemption that it has not.
+    StoreChargesNobody,
+    /// The one too many comes half a second after the others.
+    StoreInventsLate,
 }
 
 const PRICE: u64 = 10;
@@ -63,11 +73,18 @@ pub struct Mall {
     pub answers: HashMap<(u64, String), String>,
     pub redemptions: HashMap<String, Held>,
     pub requests: HashMap<String, u64>,
+    /// The connections that a key came over.
+    pub peers: HashMap<String, Vec<u16>>,
     pub spent: HashMap<u64, u64>,
     pub lie: Lie,
     pub store: Option<Connection>,
     lied: bool,
     next_id: u64,
+}
+
+/// A file of members, from 1 on, with the same points each.
+pub fn members(count: u64, points: u64) -> String {
+    (1..=count).fold("member,points\n".into(), |file, m| file + &format!("{m},{points}\n"))
 }
 
 /// Serves the mall.
@@ -117,12 +134,18 @@ impl Mall {
         let steps: Vec<_> = path.split('/').collect();
         match (ask.method.as_str(), &steps[..]) {
             ("GET", ["", "v1", "sales", "s1"]) => self.sale(),
-            ("GET", ["", "v1", "redemptions", id]) => match self.redemptions.get(*id) {
-                Some(r) if Some(r.member) == ask.member => {
-                    Say::json(200, &view(id, &r.sku, r.state, 0))
+            ("GET", ["", "v1", "redemptions", id]) => {
+                // Only the check asks for them.
+                if self.lies(Lie::StoreInventsLate) {
+                    self.invent_later();
                 }
-                _ => not_found(),
-            },
+                match self.redemptions.get(*id) {
+                    Some(r) if Some(r.member) == ask.member => {
+                        Say::json(200, &view(id, &r.sku, r.state, 0))
+                    }
+                    _ => not_found(),
+                }
+            }
             ("GET", ["", "v1", "members", "me", "redemptions"]) => {
                 let key = query.strip_prefix("key=").unwrap().to_owned();
                 let body = self.answers.get(&(ask.member.unwrap(), key));
@@ -130,6 +153,8 @@ impl Mall {
                 let list = id.and_then(|id| {
                     self.redemptions.get(&id).map(|r| view(&id, &r.sku, r.state, 0))
                 });
+                let twice = |one: String| format!("{one},{one}");
+                let list = if self.lie == Lie::KeepsTwo { list.map(twice) } else { list };
                 Say::json(200, &format!(r#"{{"redemptions":[{}]}}"#, list.unwrap_or_default()))
             }
             ("GET", ["", "v1", "members", "me", "points"]) => {
@@ -158,7 +183,7 @@ impl Mall {
                 sku,
                 LIMIT,
                 self.total[sku],
-                self.stock[sku],
+                self.stock[sku].saturating_sub(u64::from(self.lie == Lie::HidesPool)),
                 all("held"),
                 all("confirmed")
             )
@@ -178,6 +203,7 @@ impl Mall {
     fn redeem(&mut self, ask: &Ask) -> Say {
         let (member, key) = (ask.member.unwrap(), ask.key.clone().unwrap());
         *self.requests.entry(key.clone()).or_default() += 1;
+        self.peers.entry(key.clone()).or_default().push(ask.peer);
         if let Some(body) = self.answers.get(&(member, key.clone())).cloned() {
             // Each time: an answer that crossed the first one on its way proves nothing.
             if self.lie == Lie::ChangesAnswer {
@@ -198,11 +224,15 @@ impl Mall {
             return Say::json(409, r#"{"code":"limit-reached","limit":3}"#);
         }
         let left = self.stock[&sku];
-        if left == 1 && matches!(self.lie, Lie::HidesLastUnit | Lie::RefusesLastUnit) {
-            return sold_out(self.lie == Lie::HidesLastUnit);
+        let hides = [Lie::HidesLastUnit, Lie::HidesPool, Lie::RefusesLastUnit];
+        if left == 1 && hides.contains(&self.lie) {
+            return sold_out(self.lie != Lie::RefusesLastUnit);
         }
         if left == 0 && !self.lies(Lie::SellsTwice) {
             let may_return = self.redemptions.values().any(|r| r.sku == sku && r.state == "held");
+            if self.lies(Lie::ChargesRefused) {
+                *self.spent.entry(member).or_default() += PRICE;
+            }
             return sold_out(!may_return);
         }
         if left > 0 && left < 10 && self.lies(Lie::TakesFromRefused) {
@@ -262,9 +292,23 @@ impl Mall {
         Say::json(200, "{}")
     }
 
+    /// A row that nobody was told of, behind all others.
+    fn invent_later(&self) {
+        let path = self.store.as_ref().unwrap().path().unwrap().to_owned();
+        std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            let db = Connection::open(path).unwrap();
+            let sql = "INSERT INTO redemptions SELECT ?1, member, journal, item, quantity, points, \
+                       state, key, created_at, expires_at, updated_at, units_back, seq \
+                       FROM redemptions LIMIT 1";
+            db.execute(sql, [(1u128 << 60).to_be_bytes()]).unwrap();
+        });
+    }
+
     /// Writes a redemption and what its ledger rows come to.
     fn keep(&mut self, id: &str, r: &Held) {
-        let lies = [Lie::StoreLoses, Lie::StoreInvents, Lie::StoreMiscounts];
+        let lies =
+            [Lie::StoreLoses, Lie::StoreInvents, Lie::StoreMiscounts, Lie::StoreChargesNobody];
         let lie = lies.into_iter().find(|&lie| self.lies(lie)).unwrap_or_default();
         let Some(db) = &self.store else { return };
         let number: u128 = u128::from_str_radix(&id.replace('-', ""), 16).unwrap();
@@ -294,10 +338,12 @@ impl Mall {
         };
         db.execute("DROP TRIGGER IF EXISTS ledger_is_never_deleted", []).unwrap();
         db.execute("DELETE FROM ledger WHERE redemption = ?1", [number.to_be_bytes()]).unwrap();
-        for (leg, (account, sign)) in (0i64..).zip(legs) {
+        let others = u128::from(lie == Lie::StoreChargesNobody);
+        let each = (0..=others).flat_map(|other| (0i64..).zip(legs).map(move |leg| (other, leg)));
+        for (other, (leg, (account, sign))) in each {
             let sql = "INSERT INTO ledger VALUES (1, ?1, ?2, ?3, 0, ?4, 5, ?5, 0)";
-            let seq = i64::try_from(number & 0xFFFF_FFFF_FFFF).unwrap();
-            let id = number.to_be_bytes();
+            let seq = i64::try_from((number | other << 40) & 0xFFFF_FFFF_FFFF).unwrap();
+            let id = (number | other << 60).to_be_bytes();
             db.execute(sql, params![seq, leg, account, sign * amount, id]).unwrap();
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -187,6 +187,50 @@ fn overload_is_retried_with_the_same_key_until_it_is_over() {
     assert_eq!(mall.lock().unwrap().answers.len(), 200);
 }
 
+/// The scenario says what is tried again, and how soon.
+#[test]
+fn the_scenarios_rule_decides_what_is_retried_and_when() {
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let seen = times.clone();
+    let server = Server::start(move |ask| {
+        seen.lock().unwrap().push((ask.key.clone().unwrap(), Instant::now()));
+        Say::json(if ask.number < 2 { 429 } else { 503 }, r#"{"code":"slow-down"}"#)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("scenario.toml");
+    let text = format!(
+        "target = ['{}']\n[schedule]\nrate = 2\nseconds = 0.4\n[redeem]\nsale = 's1'\n\
+         items = ['a']\n[client]\nattempts = 4\nretry-on = [429]\nretry-wait = '0.4-0.4'\n",
+        server.url()
+    );
+    std::fs::write(&file, text).unwrap();
+    let quiet = ["--json", "--quiet", "--max-own-lag", "60"];
+    let ran = crate::tool::tool(&[&["run", file.to_str().unwrap()][..], &quiet].concat());
+    assert_eq!(outcome(&ran, "429 slow-down")["attempts"], 2, "{} {}", ran.stdout, ran.stderr);
+    assert_eq!(outcome(&ran, "503 slow-down")["requests"], 1, "503 is not in the rule");
+    let times = times.lock().unwrap();
+    assert_eq!(times.len(), 3);
+    assert!(times.iter().all(|(key, _)| *key == times[0].0), "one key");
+    let gaps = times.windows(2).map(|w| w[1].1 - w[0].1);
+    // Half of the wait is by chance.
+    assert!(gaps.clone().all(|gap| gap >= Duration::from_millis(200)), "{:?}", gaps.min());
+}
+
+/// A duplicate goes over another connection than the one that carried its first sending.
+#[test]
+fn the_same_key_comes_again_over_another_connection() {
+    let (server, mall) = open(Mall::with_stock(&[("a", 50)]));
+    let load = ["--sale", "s1", "--members", "1-5000", "--rate", "400", "--seconds", "1"];
+    let more = ["--connections", "3", "--duplicates", "0.5"];
+    let ran = run(&server.url(), &[&load[..], &more].concat());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let duplicates = number(&ran, "/requests/duplicates") as usize;
+    let mall = mall.lock().unwrap();
+    let twice: Vec<_> = mall.peers.values().filter(|peers| peers.len() == 2).collect();
+    assert!(duplicates > 100 && twice.len() == duplicates, "{duplicates} {}", twice.len());
+    assert!(twice.iter().all(|peers| peers[0] != peers[1]), "{twice:?}");
+}
+
 #[test]
 fn a_server_that_stays_down_leaves_requests_unknown() {
     let (server, _mall) = open(Mall::with_stock(&[("a", 1000)]));
@@ -204,4 +248,32 @@ fn a_server_that_stays_down_leaves_requests_unknown() {
     assert_eq!(number(&ran, "/requests/answered") as u64 + unanswered, 200);
     assert_eq!(number(&ran, "/ledger/unknown") as u64, unanswered);
     assert_eq!(ran.summary["outages"][0]["seconds_to_recover"], Value::Null);
+}
+
+#[test]
+fn members_come_from_a_file_where_one_is_given() {
+    let (server, mall) = open(Mall::with_stock(&[("a", 6000)]));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("members.csv");
+    std::fs::write(&path, "points,member\n5,70001\n5,300\n5,81\n").unwrap();
+    let file = path.to_str().unwrap();
+    let url = server.url();
+    let load = ["--sale", "s1", "--rate", "200", "--seconds", "0.5", "--choice", "hot:1:0.5"];
+    let more = ["--members", file, "--check", "--balances", "ask", "--admin", &url];
+    let ran = run(&url, &[&load[..], &more].concat());
+    assert_eq!(ran.code, 0, "{} {}", ran.stdout, ran.stderr);
+    assert_eq!(number(&ran, "/check/members_with_known_balance") as u64, 3);
+    let mut came: Vec<_> = mall.lock().unwrap().answers.keys().map(|(m, _)| *m).collect();
+    came.sort_unstable();
+    came.dedup();
+    assert_eq!(came, [81, 300, 70001]);
+    for (content, wrong) in
+        [("a\n1\n", "no column"), ("member\nx\n", "row 1"), ("member\n", "no row")]
+    {
+        std::fs::write(&path, content).unwrap();
+        let args = ["run", "--target", &url, "--sale", "s1", "--items", "a", "--members", file];
+        let refused = crate::tool::tool(&args);
+        assert_eq!(refused.code, 1);
+        assert!(refused.stderr.contains(wrong), "{wrong}: {}", refused.stderr);
+    }
 }

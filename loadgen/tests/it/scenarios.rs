@@ -37,6 +37,25 @@ fn a_file_with_an_unknown_key_is_refused_by_name_and_line() {
 }
 
 #[test]
+fn what_run_would_refuse_check_refuses_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for (text, wrong) in [
+        ("target = ['http://127.0.0.1:1/{{no-column}}']", "{{no-column}}"),
+        ("[http]\nbody = '{{no-column}}'", "{{no-column}}"),
+        ("target = ['http://a/']\n[http]\nheader = ['X: {{no-column}}']", "{{no-column}}"),
+        ("target = ['127.0.0.1:1']", "http://"),
+        ("target = ['http://a b/']", "not a host"),
+    ] {
+        let ran = tool(&["check", &write(&dir, text)]);
+        assert_eq!(ran.code, 1, "{text}: {}", ran.stdout);
+        assert!(ran.stderr.contains(wrong), "{text}: {}", ran.stderr);
+    }
+    // Names are not asked for: the scenario may be for another network.
+    let elsewhere = write(&dir, "target = ['http://no-such-host.invalid/{{number}}']");
+    assert_eq!(tool(&["check", &elsewhere]).code, 0);
+}
+
+#[test]
 fn the_preset_double_eleven_passes_its_check() {
     let (server, mall) = open(Mall::with_stock(&[("a", 60), ("b", 30)]));
     let url = server.url();

@@ -19,12 +19,16 @@ pub struct Ask {
     pub key: Option<String>,
     pub body: Vec<u8>,
     pub number: u64,
+    /// The port of its connection's other end.
+    pub peer: u16,
 }
 
 /// What goes out: bytes as they are, and whether the connection ends behind them.
 pub struct Say {
     pub bytes: Vec<u8>,
     pub hang_up: bool,
+    /// These again and again behind the bytes, every 10 ms.
+    pub drip: Option<&'static [u8]>,
 }
 
 impl Say {
@@ -34,11 +38,11 @@ impl Say {
              \r\n{body}",
             body.len()
         );
-        Self { bytes: bytes.into_bytes(), hang_up: false }
+        Self { bytes: bytes.into_bytes(), hang_up: false, drip: None }
     }
 
     pub fn raw(bytes: &[u8], hang_up: bool) -> Self {
-        Self { bytes: bytes.to_vec(), hang_up }
+        Self { bytes: bytes.to_vec(), hang_up, drip: None }
     }
 }
 
@@ -140,6 +144,7 @@ fn serve(shared: &Shared, stream: &TcpStream) {
         if !shared.alive.load(Ordering::SeqCst) {
             return;
         }
+        ask.peer = stream.peer_addr().map_or(0, |peer| peer.port());
         ask.number = shared.served.fetch_add(1, Ordering::SeqCst);
         let say = (shared.handler)(&ask);
         let until = *shared.stalled_until.lock().unwrap();
@@ -147,6 +152,12 @@ fn serve(shared: &Shared, stream: &TcpStream) {
             thread::sleep(until.saturating_duration_since(Instant::now()));
         }
         if !shared.alive.load(Ordering::SeqCst) || writer.write_all(&say.bytes).is_err() {
+            return;
+        }
+        if let Some(drip) = say.drip {
+            while writer.write_all(drip).is_ok() {
+                thread::sleep(Duration::from_millis(10));
+            }
             return;
         }
         if say.hang_up {

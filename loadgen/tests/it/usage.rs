@@ -22,9 +22,18 @@ fn wrong_usage_is_exit_1_with_a_clear_line() {
         (&["run", "--target", url, "--method", "GE T"], "not an HTTP method"),
         (&["run", "--target", url, "--sale", "a/b"], "--sale"),
         (&["run", "--target", url, "--sale", "a", "--items", "x", "--members", "9-1"], "--members"),
+        (&["run", "--target", url, "--sale", "a", "--members", "/no/such.csv"], "/no/such.csv"),
         (&["run", "--target", url, "--sale", "a", "--items", "x:y"], "--items"),
         (&["run", "--target", url, "--sale", "a", "--items", "x", "--holds", "1.5"], "--holds"),
+        (&["run", "--target", url, "--retry-on", "503"], "need --attempts"),
+        (&["run", "--target", url, "--attempts", "2", "--retry-on", "200"], "--retry-on"),
+        (&["run", "--target", url, "--attempts", "2", "--retry-wait", "1"], "FIRST-LONGEST"),
+        (&["run", "--target", url, "--attempts", "2", "--retry-wait", "2-1"], "FIRST-LONGEST"),
         (&["run", "--target", url, "--mark", "x"], "NAME=SECONDS"),
+        (
+            &["run", "hot-item", "--check", "--balances", "ask", "--members", "1-9000000000000"],
+            "--balances ask",
+        ),
         (&["run", "--target", url, "--body-file", "/no/such/file"], "/no/such/file"),
         (&["run", "--target", url, "--holds", "0.5"], "needs --sale"),
         (&["run", "--target", url, "--check"], "needs --sale"),
@@ -34,6 +43,20 @@ fn wrong_usage_is_exit_1_with_a_clear_line() {
         (&["run", "--target", url, "--threshold", "p99<5"], "unit"),
         (&["run", "--target", url, "--threshold", "p99{phase=x}<5ms"], "no phase x"),
         (&["run", "--target", url, "--phase", "a:1:1", "--phase", "a:1:1"], "same name"),
+        (&["run", "--target", url, "--replay", "/no/such/log"], "/no/such/log"),
+        (&["run", "--target", url, "--replay-speed", "2"], "needs --replay"),
+        (&["run", "--target", url, "--data", "/no/such.csv"], "/no/such.csv"),
+        (&["run", "--target", url, "--body", "{{name}}"], "{{name}}"),
+        (&["run", "--target", url, "--slow-readers", "2"], "--slow-readers"),
+        (&["run", "--target", url, "--reopen=-1"], "--reopen"),
+        (&["run", "--target", url, "--bots", "0.5"], "needs --sale"),
+        (&["run", "--target", url, "--sale", "a", "--items", "x", "--hammer", "0"], "--hammer"),
+        (&["run", "--target", url, "--repeat", "0"], "--repeat"),
+        (&["run", "--target", url, "--out", "x", "--baseline", "/no/such"], "/no/such"),
+        (&["report", "/no/such"], "/no/such"),
+        (&["merge", "/no/such"], "at least two"),
+        (&["compare", "/no/such", "/no/such"], "/no/such"),
+        (&["calibrate", "--seconds", "0"], "--seconds"),
         (&["run", "no-such-preset"], "double-eleven"),
         (&["run", "/no/such.toml"], "/no/such.toml"),
         (&["check", "/no/such.toml"], "/no/such.toml"),
@@ -55,6 +78,11 @@ fn help_has_examples_and_exit_codes() {
         &["completions", "--help"],
         &["check", "--help"],
         &["preset", "--help"],
+        &["report", "--help"],
+        &["merge", "--help"],
+        &["compare", "--help"],
+        &["calibrate", "--help"],
+        &["agent", "--help"],
     ] {
         let ran = tool(args);
         assert_eq!(ran.code, 0);
@@ -63,5 +91,9 @@ fn help_has_examples_and_exit_codes() {
     assert!(tool(&["--help"]).stdout.contains("ledger is violated"));
     assert!(tool(&["run", "--help"]).stdout.contains("Examples:"));
     assert!(tool(&["completions", "bash"]).stdout.contains("onrush-load"));
+    let man = tool(&["man"]).stdout;
+    for text in [".TH", "onrush\\-load run", "abort\\-on\\-fail", "calibrate"] {
+        assert!(man.contains(text), "{text}");
+    }
     assert_eq!(tool(&["--version"]).code, 0);
 }

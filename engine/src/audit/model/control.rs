@@ -7,7 +7,8 @@ use super::times::Stand;
 use super::{ControlMark, Model, Place};
 use crate::audit::finding::{Check, Where};
 use crate::kernel::record::{
-    ChangeSeen, Granted, Record, Returned, SaleChange, SaleChanged, SaleDefined, StockChanged,
+    ChangeSeen, EpochSeen, Granted, Record, Returned, SaleChange, SaleChanged, SaleDefined,
+    StockChanged, TotalSeen,
 };
 use crate::units::{ItemIndex, KeyHash, MemberId, NodeTime, SaleIndex, Seq};
 
@@ -30,7 +31,11 @@ pub struct Item {
     pub limit: Option<u64>,
     /// Inclusive ranges of members; `None`: everybody.
     pub eligible: Option<Vec<(u64, u64)>>,
+    /// The sum of what this journal changed it by: 0 where it is not the sale's home.
     pub total: i128,
+    /// The total that it learned from the pool, where it is not the home.
+    pub total_seen: Option<i128>,
+    pub epoch: u32,
     pub granted: i128,
     pub returned: i128,
     pub held: i128,
@@ -42,6 +47,10 @@ impl Item {
     /// Units that are neither free nor returned.
     pub fn taken(&self) -> i128 {
         self.held + self.confirmed + self.retired
+    }
+    /// Units in the sale, as this journal knows.
+    pub fn in_sale(&self) -> i128 {
+        self.total_seen.unwrap_or(self.total)
     }
     pub fn free(&self) -> i128 {
         self.granted - self.returned - self.taken()
@@ -114,6 +123,20 @@ impl Model {
         self.control_keys.extend(keys.into_iter().map(|(key, at)| (key.get(), at)));
     }
 
+    /// Notes what the journal has claimed; what is no set of slots is said where it stands.
+    pub fn claim(&mut self, place: Place, slots: &str) {
+        self.seed_claim(slots);
+        if self.claim.is_none() {
+            let sentence = format!("a claim of slots that are none: {slots}");
+            self.findings.violation(Check::Journal, Where::seq(place.seq), sentence);
+        }
+    }
+
+    /// Begins with the claim of a snapshot.
+    pub fn seed_claim(&mut self, slots: &str) {
+        self.claim = slots.parse().ok();
+    }
+
     /// Gives the item whose units changed.
     pub(super) fn fold_control(&mut self, place: Place, record: &Record) -> Option<ItemIndex> {
         match record {
@@ -123,6 +146,10 @@ impl Model {
             Record::Granted(r) => return self.grant(place, r),
             Record::Returned(r) => return self.give_back(place, r),
             Record::ChangeSeen(r) => self.see_change(place, r),
+            Record::EpochSeen(r) => self.see_epoch(place, r),
+            Record::TotalSeen(r) => return self.see_total(place, r),
+            // Whether the slots are this journal's to use, its node's start decides.
+            Record::SlotsClaimed(r) => self.claim(place, &r.slots),
             Record::Imported(r) => {
                 if r.opened.checked_add(r.existing) != Some(r.rows) {
                     let sentence = format!(
@@ -245,6 +272,13 @@ impl Model {
             return None;
         };
         let granted = i128::from(r.granted);
+        if r.epoch < item.epoch {
+            let sentence = format!(
+                "a grant of epoch {} was accepted behind epoch {}, where others may have it too",
+                r.epoch, item.epoch
+            );
+            self.findings.violation(Check::I1, at, sentence);
+        }
         if granted < item.granted {
             let sentence = format!("granted in all fell from {} to {granted}", item.granted);
             self.findings.violation(Check::I1, at, sentence);
@@ -273,13 +307,43 @@ impl Model {
         Some(r.item)
     }
 
+    fn see_epoch(&mut self, place: Place, r: &EpochSeen) {
+        let at = Where::item(r.item).with_seq(place.seq);
+        let Some(item) = self.items.get_mut(r.item.get() as usize) else {
+            let sentence = "an epoch of an item that is not defined";
+            return self.findings.violation(Check::Journal, at, sentence);
+        };
+        if r.epoch <= item.epoch {
+            let sentence = format!("epoch {} was seen behind epoch {}", r.epoch, item.epoch);
+            self.findings.violation(Check::Journal, at, sentence);
+        }
+        item.epoch = r.epoch;
+    }
+
+    fn see_total(&mut self, place: Place, r: &TotalSeen) -> Option<ItemIndex> {
+        let at = Where::item(r.item).with_seq(place.seq);
+        let Some(item) = self.items.get_mut(r.item.get() as usize) else {
+            self.findings.violation(Check::Journal, at, "a total of an item that is not defined");
+            return None;
+        };
+        if item.total != 0 {
+            let sentence = "the home of a sale learned its total from elsewhere";
+            self.findings.violation(Check::Journal, at, sentence);
+        }
+        item.total_seen = Some(i128::from(r.total));
+        self.check_granted(place, r.item);
+        Some(r.item)
+    }
+
     /// I1, on one journal: what it holds is no more than what is in the sale.
     fn check_granted(&mut self, place: Place, index: ItemIndex) {
         let Some(item) = self.items.get(index.get() as usize) else { return };
-        if place.seq > self.exact_behind && item.granted - item.returned > item.total {
+        if place.seq > self.exact_behind && item.granted - item.returned > item.in_sale() {
             let sentence = format!(
                 "{} units granted − {} returned are more than the sale's {}",
-                item.granted, item.returned, item.total
+                item.granted,
+                item.returned,
+                item.in_sale()
             );
             self.findings.violation(Check::I1, Where::item(index).with_seq(place.seq), sentence);
         }
@@ -297,7 +361,7 @@ impl Model {
                 self.findings.violation(Check::I1, at, sentence);
                 continue;
             };
-            let mine = [item.total, item.granted, item.returned];
+            let mine = [item.in_sale(), item.granted, item.returned];
             if mine != theirs.map(i128::from) {
                 let sentence = format!(
                     "{} says {} in the sale, {} granted, {} returned; the records give {}, {}, {}",

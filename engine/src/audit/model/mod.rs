@@ -22,6 +22,7 @@ pub use self::slot::{Account, BaseSlot, Redemption, SlotModel, SlotSums};
 use self::times::SaleTimes;
 pub use self::times::Stand;
 use super::finding::{Check, Findings, Where};
+use crate::cluster::map::SlotSet;
 use crate::kernel::record::{CONTROL, Record};
 use crate::units::{Incarnation, ItemIndex, JournalId, NodeTime, SLOT_COUNT, Seq, Slot};
 
@@ -98,6 +99,8 @@ pub struct Model {
     pub(super) slots: Vec<SlotModel>,
     pub(super) sales: Vec<Sale>,
     pub(super) items: Vec<Item>,
+    /// The slots that the journal has claimed, as its last claim says.
+    pub(super) claim: Option<SlotSet>,
     pub(super) ledgers: Ledgers,
     times: SaleTimes,
     control_keys: Map<u128, NodeTime>,
@@ -132,6 +135,7 @@ impl Model {
             figures: Figures::default(),
             slots: (0..SLOT_COUNT).map(|_| SlotModel::default()).collect(),
             sales: Vec::new(),
+            claim: None,
             items: Vec::new(),
             ledgers: Ledgers::default(),
             times: SaleTimes::default(),

@@ -1,6 +1,7 @@
 //! A topic that is right, and one tampered with in each way there is.
 
 use super::*;
+use crate::audit::beside::Others;
 use crate::kernel::record::HEADER_LEN;
 
 const JOURNAL: JournalId = JournalId::new(0xfeed);
@@ -58,7 +59,7 @@ fn topic() -> Vec<Sent> {
 
 /// The violations, when the journal has the records from `from` to `LAST`.
 fn audit(topic: &[Sent], from: u64, first_offset: i64) -> Vec<String> {
-    let mut shipped = Shipped::new(JOURNAL);
+    let mut shipped = Shipped::new(JOURNAL, Others::new());
     let mut offsets = [first_offset; PARTITION_COUNT];
     for sent in topic {
         let partition = Partition::new(sent.partition).unwrap();
@@ -167,9 +168,9 @@ fn what_was_tampered_with_is_found_each_time() {
 #[test]
 fn a_message_that_is_none_is_found_and_a_newer_one_stops_the_audit() {
     let partition = Partition::new(3).unwrap();
-    let mut shipped = Shipped::new(JOURNAL);
+    let mut shipped = Shipped::new(JOURNAL, Others::new());
     shipped.see(partition, 0, Err(MessageError::Kind(9))).unwrap();
     assert_eq!(judge(shipped, LAST + 1).len(), 1);
-    let mut shipped = Shipped::new(JOURNAL);
+    let mut shipped = Shipped::new(JOURNAL, Others::new());
     assert!(shipped.see(partition, 0, Err(MessageError::Version { found: 2 })).is_err());
 }

@@ -77,26 +77,32 @@ impl Entry {
 /// What the journal says of each slot's ledger rows, from `from` to the watermark.
 pub struct Entries {
     from: Seq,
+    /// Moves of an earlier time may have been taken out.
+    not_before: NodeTime,
     sums: Vec<u64>,
 }
 
 impl Entries {
     /// `from`: the journal's first record.
-    pub fn new(from: Seq) -> Self {
-        Self { from, sums: vec![0; SLOT_COUNT] }
+    pub fn new(from: Seq, not_before: NodeTime) -> Self {
+        Self { from, not_before, sums: vec![0; SLOT_COUNT] }
+    }
+    /// The move that a record is, where its row must be there.
+    fn kept(&self, record: &Record) -> Option<Entry> {
+        Entry::of(record).filter(|entry| entry.at >= self.not_before)
     }
     pub fn note(&mut self, seq: Seq, slot: Slot, record: &Record, behind: &Behind) {
         if seq > behind.watermark_of(slot) || behind.is_set_aside(seq) {
             return;
         }
-        if let (Some(entry), Some(sum)) = (Entry::of(record), self.sums.get_mut(slot.index())) {
+        if let (Some(entry), Some(sum)) = (self.kept(record), self.sums.get_mut(slot.index())) {
             *sum = sum.wrapping_add(entry.hash(seq));
         }
     }
 }
 
 /// What the ledger rows give a member: free and held points.
-pub(super) type Balances = Map<u64, (i64, i64)>;
+pub type Balances = Map<u64, (i64, i64)>;
 
 /// The legs of one move.
 #[derive(Default)]
@@ -118,7 +124,7 @@ impl ShardAudit<'_> {
         let mut walk = Walk {
             group: Group::default(),
             sums: vec![0; SLOT_COUNT],
-            balances: Balances::default(),
+            balances: self.archived_balances(),
         };
         let read = self.read;
         let walked = read.each_entry(&mut |row| {
@@ -144,6 +150,13 @@ impl ShardAudit<'_> {
             self.name_rows(&differing)?;
         }
         Ok(walk.balances)
+    }
+
+    /// What was taken out of the ledgers of the members that belong here.
+    fn archived_balances(&self) -> Balances {
+        let all = self.archived.balances.iter();
+        let here = all.filter(|(member, _)| self.is_home_of(Slot::of(MemberId::new(**member))));
+        here.map(|(member, balance)| (*member, *balance)).collect()
     }
 
     /// Checks the legs of one move.
@@ -189,7 +202,7 @@ impl ShardAudit<'_> {
         } else if same(&from) != same(&to) {
             String::from("the legs do not belong to one move")
         } else {
-            if seq >= self.entries.from {
+            if seq >= self.entries.from && to.at >= self.entries.not_before {
                 let sum = &mut walk.sums[slot.index()];
                 *sum = sum.wrapping_add(entry_of(&to).hash(seq));
             }
@@ -205,13 +218,14 @@ impl ShardAudit<'_> {
         self.journal.each(self.entries.from, &mut |place, slot, record, _| {
             let is_seen = place.seq <= behind.watermark_of(slot) && !behind.is_set_aside(place.seq);
             if is_seen && slots.contains(&slot) {
-                expected.extend(Entry::of(record).map(|entry| (place.seq, entry)));
+                expected.extend(self.entries.kept(record).map(|entry| (place.seq, entry)));
             }
         })?;
         let mut wrong = Vec::new();
         let (read, from) = (self.read, self.entries.from);
         let walked = read.each_entry(&mut |row| {
-            if row.leg == 0 || row.seq < from || row.journal != self.journal_id {
+            let is_old = row.seq < from || row.at < self.entries.not_before;
+            if row.leg == 0 || is_old || row.journal != self.journal_id {
                 return;
             }
             let at = self.here().with_member(row.member).with_seq(row.seq);

@@ -8,6 +8,7 @@
 //! ```
 //! Only what differs at W is a finding: lag is a figure, not a fault.
 
+mod archived;
 pub mod behind;
 mod changes;
 mod ledger;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::archived::Archived;
 pub use self::behind::Behind;
 pub use self::changes::Changes;
 pub use self::ledger::Entries;
@@ -26,6 +28,7 @@ pub use self::sales::SaleHistory;
 use super::finding::{Check, Findings, Where};
 use super::journal::{CannotRead, Journal};
 use super::model::Model;
+use crate::persist::rows::StockSums;
 use crate::persist::store::{ConsistentRead, StoreError};
 use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
 use crate::units::{ItemIndex, JournalId, Seq, Slot};
@@ -53,16 +56,6 @@ pub struct ShardFigures {
     pub lag_records: u64,
 }
 
-/// Units of an item in a database shard's redemption rows.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct UnitSums {
-    held: i64,
-    confirmed: i64,
-    released: i64,
-    reversed: i64,
-    retired: i64,
-}
-
 /// What the journal says, for all database shards.
 #[derive(Clone, Copy)]
 pub struct Books<'a> {
@@ -72,6 +65,7 @@ pub struct Books<'a> {
     pub behind: &'a Behind,
     pub entries: &'a Entries,
     pub changes: &'a Changes,
+    pub archived: &'a Archived,
     pub sales: &'a SaleHistory,
     /// Read a second time where rows differ, to tell which.
     pub journal: &'a dyn Journal,
@@ -86,6 +80,7 @@ pub struct ShardAudit<'a> {
     behind: &'a Behind,
     entries: &'a Entries,
     changes: &'a Changes,
+    archived: &'a Archived,
     sales: &'a SaleHistory,
     journal: &'a dyn Journal,
     read: &'a dyn ConsistentRead,
@@ -95,7 +90,8 @@ pub struct ShardAudit<'a> {
     highest_row: [Seq; PARTITION_COUNT],
     /// Rows ahead of each partition's watermark.
     ahead: [u64; PARTITION_COUNT],
-    units: BTreeMap<ItemIndex, UnitSums>,
+    /// Units of the items in its redemption rows, and in those that were taken out.
+    units: BTreeMap<ItemIndex, StockSums>,
 }
 
 /// Why a database shard could not be compared.
@@ -114,7 +110,9 @@ impl<'a> ShardAudit<'a> {
         read: &'a dyn ConsistentRead,
         findings: &'a mut Findings,
     ) -> Self {
-        let Books { layout, journal_id, model, behind, entries, changes, sales, journal } = books;
+        let Books { layout, journal_id, model, behind, entries, .. } = books;
+        let Books { changes, archived, sales, journal, .. } = books;
+        let of_shard = archived.units.iter().filter(|((of, _), _)| *of == shard);
         Self {
             shard,
             layout,
@@ -123,6 +121,7 @@ impl<'a> ShardAudit<'a> {
             behind,
             entries,
             changes,
+            archived,
             sales,
             journal,
             read,
@@ -130,7 +129,7 @@ impl<'a> ShardAudit<'a> {
             figures: ShardFigures { database_shard: shard.get(), ..ShardFigures::default() },
             highest_row: [Seq::NONE; PARTITION_COUNT],
             ahead: [0; PARTITION_COUNT],
-            units: BTreeMap::new(),
+            units: of_shard.map(|((_, item), sums)| (*item, *sums)).collect(),
         }
     }
 

@@ -121,7 +121,7 @@ impl ShardAudit<'_> {
         let walked = read.each_redemption(&mut |row| {
             self.figures.redemptions += 1;
             self.count_units(&row);
-            if self.redemption(&row) {
+            if self.redemption(&row) && self.is_kept(row.id) {
                 matched[row.id.slot().index()] += 1;
             }
         });
@@ -144,7 +144,12 @@ impl ShardAudit<'_> {
 
     /// Whether a redemption that the model knows had begun at the watermark.
     fn is_due(&self, id: RedemptionId) -> bool {
-        matches!(self.behind.redemption(self.model, id), Some(Some(_)))
+        self.is_kept(id) && matches!(self.behind.redemption(self.model, id), Some(Some(_)))
+    }
+
+    /// Whether it is of a month that was not taken out.
+    fn is_kept(&self, id: RedemptionId) -> bool {
+        id.at() >= self.archived.redemptions_before
     }
 
     fn count_units(&mut self, row: &RedemptionRow) {

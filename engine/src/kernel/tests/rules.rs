@@ -87,6 +87,15 @@ fn an_open_hold_outlives_the_dropping_of_its_sales_keys() {
     // What has finished by the second time goes.
     bed.drop_keys(0);
     assert_eq!(code(&bed.ask(&confirm(7, id))), Some((Code::RedemptionNotFound, 0)));
+    // Reads tell that memory is not all there is, but not of a slot that is not the member's.
+    let read = |whose, id| Command::ReadRedemption { member: Some(member(whose)), id };
+    let list = Command::ListRedemptions { member: member(7), before: None, limit: 9 };
+    let nothing = Outcome::Redemptions { views: Vec::new(), forgotten_sales: 1 };
+    assert_eq!(bed.ask(&list), nothing);
+    let by_key = Command::ReadKey { member: member(7), key: key("a") };
+    assert_eq!(code(&bed.ask(&by_key)), Some((Code::RedemptionNotFound, 1)));
+    assert_eq!(code(&bed.ask(&read(7, id))), Some((Code::RedemptionNotFound, 1)));
+    assert_eq!(code(&bed.ask(&read(700, id))), Some((Code::RedemptionNotFound, 0)));
     assert_eq!(bed.shard.item_counts()[0].confirmed, 3);
 }
 
@@ -295,7 +304,7 @@ fn redemptions_are_listed_newest_first_page_by_page() {
     let mut seen = Vec::new();
     loop {
         let command = Command::ListRedemptions { member: member(7), before, limit: 4 };
-        let Outcome::Redemptions(page) = bed.ask(&command) else { panic!("a list") };
+        let Outcome::Redemptions { views: page, .. } = bed.ask(&command) else { panic!() };
         let Some(last) = page.last() else { break };
         before = Some(last.id);
         seen.extend(page.iter().map(|view| view.id.slot_seq()));

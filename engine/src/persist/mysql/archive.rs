@@ -5,11 +5,13 @@
 //!  2 the month changes places with it     EXCHANGE PARTITION: at once, or not at all
 //!  3 the side table into a file           to a temporary name, synced, renamed
 //!  4 the file read again, row for row against the side table; its checksum written down
-//!  5 the side table dropped, then the empty partition
+//!  5 what it holds added to the sums that stay
+//!  6 the side table dropped, then the empty partition
 //! ```
 //! Killed anywhere, the next run finds where it was from what is there: rows lie in the partition
-//! or in the side table, and the side table goes only behind step 4. From step 2 on nothing can
-//! change them, so what is verified is what is dropped.
+//! or in the side table, and the side table goes only behind step 5. From step 2 on nothing can
+//! change them, so what is verified is what is dropped. The sums are added once: a row of
+//! `archived_months`, in the same transaction, says that nothing but the drop is left to do.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, BufWriter, Read as _, Write as _};
@@ -23,8 +25,9 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::link::{Link, Session, Use, cell};
-use super::{Endpoint, Month, PARTITIONED, partitions, schema};
+use super::{Endpoint, Month, PARTITIONED, map, partitions, schema};
 use crate::persist::store::StoreError;
+use crate::ship::holdings::{Hold, MapError};
 use crate::ship::partition::{DatabaseShard, Layout};
 
 /// Copying a month takes its time, and so may waiting for its readers.
@@ -95,6 +98,12 @@ pub fn archive(
     fs::create_dir_all(&folder).map_err(at(&folder))?;
     let link = Link::new(endpoint.clone(), Use::Write)?;
     let months = run(&link, shard, layout, async |session: &mut Session| {
+        let map = map::holdings(session).await?;
+        if let Some((partition, holding)) = map.each().find(|(_, h)| h.hold != Hold::Held) {
+            // Its rows are compared as they are, here and there.
+            let (from, to) = (shard, holding.peer);
+            return Err(MapError::Moving { partition, from, to }.into());
+        }
         session.query("SET SESSION lock_wait_timeout = 60").await?;
         due(session, before).await
     })?;
@@ -182,6 +191,9 @@ impl Work<'_> {
     fn archive(&self) -> Result<Option<Archived>, ArchiveError> {
         let Self { table, month, .. } = *self;
         let (side, name) = (side_of(table, month), month.partition());
+        if self.is_summed()? {
+            self.drop_side(&side)?;
+        }
         self.make_side(&side)?;
         let has_partition = self.count(&format!(
             "SELECT COUNT(*) FROM information_schema.PARTITIONS WHERE TABLE_SCHEMA = DATABASE()
@@ -209,12 +221,80 @@ impl Work<'_> {
             }
             let sum = self.verify(&side, &file, rows)?;
             self.note_sum(&file, &sum)?;
+            self.add_sums(&side, rows)?;
         }
-        self.alter(&format!("DROP TABLE {side}"))?;
+        self.drop_side(&side)?;
         if has_partition {
             self.alter(&format!("ALTER TABLE {table} DROP PARTITION {name}"))?;
         }
         Ok((rows > 0).then_some(Archived { table, month, rows, file }))
+    }
+
+    /// Whether the side table is in the sums: then it only remains to be dropped.
+    fn is_summed(&self) -> Result<bool, StoreError> {
+        let Self { table, month, .. } = *self;
+        let count = self.count(&format!(
+            "SELECT COUNT(*) FROM archived_months
+             WHERE name = '{table}' AND month = '{month}' AND is_done = 0"
+        ))?;
+        Ok(count > 0)
+    }
+
+    /// Adds what the side table holds to what stays of the months that are gone, and says so.
+    fn add_sums(&self, side: &str, rows: u64) -> Result<(), StoreError> {
+        let Self { table, month, .. } = *self;
+        // Sums are made below the insert: its own columns must have no namesakes beside them.
+        let sums = if table == "ledger" {
+            format!(
+                "INSERT INTO archived_balances (journal, member, account, amount)
+                 SELECT s.j, s.m, s.a, s.s1 FROM (
+                     SELECT journal AS j, member AS m, account AS a, SUM(amount) AS s1
+                     FROM {side} GROUP BY journal, member, account) s
+                 ON DUPLICATE KEY UPDATE amount = amount + VALUES(amount)"
+            )
+        } else {
+            format!(
+                "INSERT INTO archived_stock (journal, item, held, confirmed, released, reversed,
+                                             retired)
+                 SELECT s.j, s.i, s.s1, s.s2, s.s3, s.s4, s.s5 FROM (
+                     SELECT journal AS j, item AS i,
+                            SUM(IF(state = 1, quantity, 0)) AS s1,
+                            SUM(IF(state = 2, quantity, 0)) AS s2,
+                            SUM(IF(state IN (3, 4), quantity, 0)) AS s3,
+                            SUM(IF(state = 5, quantity, 0)) AS s4,
+                            SUM(IF(state = 5 AND units_back = 0, quantity, 0)) AS s5
+                     FROM {side} GROUP BY journal, item) s
+                 ON DUPLICATE KEY UPDATE held = held + VALUES(held),
+                     confirmed = confirmed + VALUES(confirmed),
+                     released = released + VALUES(released),
+                     reversed = reversed + VALUES(reversed), retired = retired + VALUES(retired)"
+            )
+        };
+        let noted = format!(
+            "INSERT INTO archived_months (name, month, records, until_at, is_done)
+             VALUES ('{table}', '{month}', {rows}, {}, 0)
+             ON DUPLICATE KEY UPDATE records = records + VALUES(records), is_done = 0",
+            month.next().first_ms()
+        );
+        self.run(async |session: &mut Session| {
+            session.query("START TRANSACTION").await?;
+            let mut done = session.alter(&sums, ALTER_TIMEOUT).await;
+            if done.is_ok() {
+                done = session.query(&noted).await;
+            }
+            let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+            session.query(end).await?;
+            done
+        })
+    }
+
+    fn drop_side(&self, side: &str) -> Result<(), StoreError> {
+        let Self { table, month, .. } = *self;
+        self.alter(&format!("DROP TABLE IF EXISTS {side}"))?;
+        let done = format!(
+            "UPDATE archived_months SET is_done = 1 WHERE name = '{table}' AND month = '{month}'"
+        );
+        self.run(async |session: &mut Session| session.query(&done).await)
     }
 
     /// Safe to repeat after a kill between its two steps.

@@ -5,8 +5,8 @@ use mysql_async::{Row, Value};
 use super::link::cell;
 use crate::kernel::command::RedemptionState;
 use crate::persist::rows::{
-    AccountRow, AdminChange, ItemRow, LedgerAccount, LedgerRow, MoveKind, RedemptionRow, SaleRow,
-    SaleState, SlotSum, StockRow, StockSums, StoredSale,
+    AccountRow, AdminChange, ArchivedBalance, ItemRow, LedgerAccount, LedgerRow, MoveKind,
+    RedemptionRow, SaleRow, SaleState, SlotSum, StockRow, StockSums, StoredSale,
 };
 use crate::persist::store::{Letter, LetterId, LetterState, StoreError, Stream};
 use crate::ship::gap::Watermark;
@@ -73,6 +73,15 @@ pub fn entry_at(row: &Row) -> Result<LedgerRow, StoreError> {
         kind: MoveKind::from_u8(cell(row, 6)?).ok_or_else(|| out_of_range("kind"))?,
         redemption: id_at(row, 7)?,
         at: NodeTime::new(cell(row, 8)?),
+    })
+}
+
+pub fn archived_at(row: &Row) -> Result<ArchivedBalance, StoreError> {
+    Ok(ArchivedBalance {
+        journal: JournalId::new(cell(row, 0)?),
+        member: MemberId::new(cell(row, 1)?),
+        account: LedgerAccount::from_u8(cell(row, 2)?).ok_or_else(|| out_of_range("account"))?,
+        amount: cell(row, 3)?,
     })
 }
 

@@ -79,6 +79,7 @@ impl Link {
                 e,
                 StoreError::Data(_)
                     | StoreError::Watermark { .. }
+                    | StoreError::Map { .. }
                     | StoreError::LetterGone(_)
                     | StoreError::Corrupt(_)
             ),

@@ -7,21 +7,27 @@
 mod archive;
 mod bulk;
 mod cells;
+pub mod claims;
 mod link;
+mod map;
 mod months;
+mod moving;
 mod partitions;
 mod read;
 mod schema;
+mod split;
 mod tables;
 mod write;
 
 pub use archive::{ArchiveError, Archived, archive};
 pub use months::Month;
+pub use moving::Partitions;
 pub use partitions::{PARTITIONED, PartitionInfo, list as list_partitions};
 pub use read::MySqlReader;
 #[cfg(test)]
 pub use read::READS;
-pub use schema::{NEWEST, SchemaStatus, migrate, status};
+pub use schema::{NEWEST, SchemaStatus, made_as_one_of, migrate, status};
+pub use split::{Split, SplitError, Step};
 pub use write::MySqlStore;
 
 use std::time::Duration;

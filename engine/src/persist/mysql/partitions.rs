@@ -17,6 +17,8 @@ pub const PARTITIONED: [&str; 2] = ["redemptions", "ledger"];
 pub const MONTHS_AHEAD: u8 = 2;
 /// Splitting an empty partition takes milliseconds, once its turn has come.
 const ALTER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Splitting one with rows copies them.
+const LONG_ALTER_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long a change waits for readers of the table. Units: seconds.
 const METADATA_WAIT_S: u32 = 5;
 
@@ -63,10 +65,6 @@ pub async fn ensure(session: &mut Session, from: Month, to: Month) -> Result<(),
     lock(session).await?;
     session.query(&format!("SET SESSION lock_wait_timeout = {METADATA_WAIT_S}")).await?;
     for (table, months) in missing(session, from, to).await? {
-        let part = |month: Month| {
-            let (name, end) = (month.partition(), month.next().first_id());
-            format!("PARTITION {name} VALUES LESS THAN ({end})")
-        };
         let mut parts: Vec<String> = months.into_iter().map(part).collect();
         parts.push("PARTITION p_future VALUES LESS THAN (MAXVALUE)".into());
         let parts = parts.join(", ");
@@ -74,6 +72,30 @@ pub async fn ensure(session: &mut Session, from: Month, to: Month) -> Result<(),
         session.alter(&sql, ALTER_TIMEOUT).await?;
     }
     unlock(session).await
+}
+
+fn part(month: Month) -> String {
+    let (name, end) = (month.partition(), month.next().first_id());
+    format!("PARTITION {name} VALUES LESS THAN ({end})")
+}
+
+/// Makes the months from `from` to the oldest there is, which has held everything before it.
+pub async fn extend_back(session: &mut Session, from: Month) -> Result<(), StoreError> {
+    for table in PARTITIONED {
+        let all = list(session).await?;
+        let oldest = all.iter().filter(|p| p.table == table).filter_map(|p| p.month).min();
+        let Some(oldest) = oldest.filter(|oldest| from < *oldest) else { continue };
+        let mut parts = Vec::new();
+        let mut month = from;
+        while month <= oldest {
+            parts.push(part(month));
+            month = month.next();
+        }
+        let (name, parts) = (oldest.partition(), parts.join(", "));
+        let sql = format!("ALTER TABLE {table} REORGANIZE PARTITION {name} INTO ({parts})");
+        session.alter(&sql, LONG_ALTER_TIMEOUT).await?;
+    }
+    Ok(())
 }
 
 async fn missing(

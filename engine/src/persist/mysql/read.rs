@@ -1,24 +1,27 @@
 //! The reading end: what is committed, on a connection of its own that takes no locks.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use mysql_async::{Params, Row};
 
 use super::cells::{
-    account_at, change_at, entry_at, item_at, letter_at, partition_at, redemption_at, sale_at,
-    slot_at, stock_at, watermark_at,
+    account_at, archived_at, change_at, entry_at, item_at, letter_at, partition_at, redemption_at,
+    sale_at, slot_at, stock_at, watermark_at,
 };
 use super::link::{Link, Session, Use, cell};
-use super::{Endpoint, schema};
+use super::{Endpoint, map, schema};
 use crate::persist::rows::{
-    AccountRow, AdminChange, ItemRow, LedgerRow, RedemptionRow, SlotSum, StockRow, StoredSale,
+    AccountRow, AdminChange, ArchivedBalance, ItemRow, LedgerRow, RedemptionRow, SlotSum, StockRow,
+    StockSums, StoredSale,
 };
 use crate::persist::store::{
-    ConsistentRead, Letter, LetterId, StatementCursor, StoreError, StoreReader, Stream,
-    WatermarkRow,
+    ConsistentRead, Letter, LetterId, LetterState, StatementCursor, StoreError, StoreReader,
+    Stream, WatermarkRow,
 };
+use crate::ship::holdings::Holdings;
 use crate::ship::partition::{DatabaseShard, Layout};
-use crate::units::{ItemIndex, JournalId, KeyHash, MemberId, NodeTime, RedemptionId};
+use crate::units::{ItemIndex, JournalId, KeyHash, MemberId, NodeTime, RedemptionId, Slot};
 
 /// The key of a ledger row.
 ///
@@ -92,10 +95,11 @@ impl MySqlReader {
     }
 }
 
-/// The statements of the API's reads, and the index that each must use.
+/// The statements of the reads that come again and again (the API's, and what persist and the
+/// shipper look for), and the index that each must use.
 macro_rules! reads {
     ($($name:ident, $label:literal, $index:literal, $($sql:expr),+;)+) => {
-        $(const $name: &str = concat!($($sql),+);)+
+        $(pub(super) const $name: &str = concat!($($sql),+);)+
         /// By their names, for a test that explains them.
         #[cfg(test)]
         pub const READS: &[(&str, &str, &str)] = &[$(($label, $name, $index)),+];
@@ -130,6 +134,13 @@ reads! {
     ACCOUNT, "account", "PRIMARY", account!(), " WHERE member = ?";
     STATEMENT, "statement", "ledger_by_member",
         entry!(), " WHERE member = ? AND account <= 2 AND id < ? ORDER BY id DESC LIMIT ?";
+    REWINDS, "rewinds", "rewinds_open",
+        "SELECT id, journal, `partition`, to_seq FROM rewinds FORCE INDEX (rewinds_open)",
+        " WHERE is_done = 0 ORDER BY id";
+    LETTERS, "letters", "dead_letters_waiting",
+        "SELECT id, journal, `partition`, incarnation, seq, slot, member, at, state, reason,",
+        " record FROM dead_letters FORCE INDEX (dead_letters_waiting)",
+        " WHERE state = ? AND id > ? ORDER BY id LIMIT ?";
 }
 
 fn id_bytes(id: u128) -> Vec<u8> {
@@ -185,6 +196,10 @@ impl StoreReader for MySqlReader {
     ) -> Result<Vec<LedgerRow>, StoreError> {
         let before = before.map_or(u128::MAX, |c| LedgerId::at(c).get());
         self.rows(STATEMENT, (member.get(), id_bytes(before), limit), entry_at)
+    }
+
+    fn holdings(&self) -> Result<Holdings, StoreError> {
+        self.run(async |session: &mut Session| map::holdings(session).await)
     }
 
     fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError> {
@@ -258,6 +273,14 @@ impl Moment<'_> {
 }
 
 impl ConsistentRead for Moment<'_> {
+    fn holdings(&self) -> Result<Holdings, StoreError> {
+        self.run(async |session: &mut Session| map::holdings(session).await)
+    }
+
+    fn claims(&self) -> Result<Vec<(Slot, JournalId)>, StoreError> {
+        let sql = "SELECT slot, journal FROM slot_claims ORDER BY slot";
+        self.rows(sql, |row| Ok((Slot::new(cell(row, 0)?), JournalId::new(cell(row, 1)?))))
+    }
     fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError> {
         self.run(async |session: &mut Session| watermarks(session).await)
     }
@@ -285,6 +308,32 @@ impl ConsistentRead for Moment<'_> {
         let sql = "SELECT journal, item, sale, sku, name, points, limit_per_member FROM items
                    ORDER BY journal, item";
         self.rows(sql, item_at)
+    }
+    fn archived_months(&self) -> Result<Vec<(String, NodeTime)>, StoreError> {
+        let sql = "SELECT name, until_at FROM archived_months ORDER BY name, month";
+        self.rows(sql, |row| Ok((cell(row, 0)?, NodeTime::new(cell(row, 1)?))))
+    }
+    fn archived_stock(&self) -> Result<Vec<(JournalId, ItemIndex, StockSums)>, StoreError> {
+        let sql = "SELECT journal, item, held, confirmed, released, reversed, retired
+                   FROM archived_stock ORDER BY journal, item";
+        self.rows(sql, |row| {
+            let sums = StockSums {
+                held: cell(row, 2)?,
+                confirmed: cell(row, 3)?,
+                released: cell(row, 4)?,
+                reversed: cell(row, 5)?,
+                retired: cell(row, 6)?,
+            };
+            Ok((JournalId::new(cell(row, 0)?), ItemIndex::new(cell(row, 1)?), sums))
+        })
+    }
+    fn each_archived_balance(
+        &self,
+        see: &mut dyn FnMut(ArchivedBalance),
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT journal, member, account, amount FROM archived_balances
+                   ORDER BY journal, member, account";
+        self.each(sql, archived_at, see)
     }
     fn each_admin_change(&self, see: &mut dyn FnMut(AdminChange)) -> Result<(), StoreError> {
         let sql = "SELECT journal, seq, at, what, operator, reason, reference, member, redemption,
@@ -321,10 +370,16 @@ pub async fn letters(
     after: LetterId,
     limit: u32,
 ) -> Result<Vec<(LetterId, Letter)>, StoreError> {
-    let sql = "SELECT id, journal, `partition`, incarnation, seq, slot, member, at, state, reason,
-               record FROM dead_letters WHERE state <> 3 AND id > ? ORDER BY id LIMIT ?";
-    let rows = session.rows(sql, (after.0, limit)).await?;
-    rows.iter().map(letter_at).collect()
+    let mut letters = BTreeMap::new();
+    // Those that wait first: one that becomes a dead one meanwhile comes twice, and is not missed.
+    for state in [LetterState::Parked, LetterState::Dead] {
+        for row in &session.rows(LETTERS, (state as u8, after.0, limit)).await? {
+            let (id, letter) = letter_at(row)?;
+            letters.insert(id, letter);
+        }
+    }
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    Ok(letters.into_iter().take(limit).collect())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  START TRANSACTION
+//!  compare the map, shared lock   † a writer with an older map: roll back
 //!  lock and compare every watermark   † a zombie, or a batch applied already: roll back
 //!  redemptions, ledger, accounts, stock, slots, sales, admin changes, letters    (tables.rs)
 //!  watermarks
@@ -16,7 +17,7 @@ use super::bulk::Bulk;
 use super::link::{Link, Session, Use, cell};
 use super::months::Month;
 use super::partitions::{self, MONTHS_AHEAD};
-use super::{Endpoint, cells, read, schema, tables, unavailable};
+use super::{Endpoint, cells, map, read, schema, tables, unavailable};
 use crate::crash::CrashPoint;
 use crate::crash_point;
 use crate::persist::store::{
@@ -24,6 +25,7 @@ use crate::persist::store::{
     WatermarkRow,
 };
 use crate::ship::gap::Watermark;
+use crate::ship::holdings::Holdings;
 use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::units::{JournalId, Seq};
@@ -97,6 +99,14 @@ impl Store for MySqlStore {
         self.shard
     }
 
+    fn holdings(&mut self) -> Result<Holdings, StoreError> {
+        let map = self.run(async |session: &mut Session| map::holdings(session).await)?;
+        match map.furthest_peer() {
+            Some(peer) if peer.get() >= self.layout.count() => Err(StoreError::UnknownShard(peer)),
+            _ => Ok(map),
+        }
+    }
+
     fn watermarks(&mut self) -> Result<Vec<WatermarkRow>, StoreError> {
         self.run(async |session: &mut Session| read::watermarks(session).await)
     }
@@ -157,8 +167,10 @@ impl Store for MySqlStore {
     }
 
     fn letter_failed(&mut self, id: LetterId, reason: &str) -> Result<(), StoreError> {
+        // Not of a partition that is on its way: there it is compared as it stood.
         let sql = "UPDATE dead_letters SET tries = tries + 1, state = 1, reason = ?
-                   WHERE id = ? AND state <> 3";
+                   WHERE id = ? AND state <> 3 AND EXISTS (SELECT 1 FROM holdings h
+                       WHERE h.`partition` = dead_letters.`partition` AND h.state = 1)";
         self.run(async |session: &mut Session| session.execute(sql, (reason, id.0)).await).map(drop)
     }
 }
@@ -168,6 +180,7 @@ async fn transact(
     batch: &StoreBatch<'_>,
     closes_rewinds: bool,
 ) -> Result<(), StoreError> {
+    map::check(session, batch.map).await?;
     // In the order of their keys, so that two writers of one database never wait in a ring.
     let mut moves: Vec<&WatermarkMove> = batch.moves.iter().collect();
     moves.sort_by_key(|m| m.stream);
@@ -296,8 +309,7 @@ async fn close_rewinds(session: &mut Session, moves: &[&WatermarkMove]) -> Resul
 }
 
 async fn open_rewinds(session: &mut Session) -> Result<Vec<(i64, RewindRequest)>, StoreError> {
-    let sql = "SELECT id, journal, `partition`, to_seq FROM rewinds WHERE is_done = 0 ORDER BY id";
-    let rows = session.rows(sql, ()).await?;
+    let rows = session.rows(read::REWINDS, ()).await?;
     let request = |row: &Row| {
         let journal = JournalId::new(cell(row, 1)?);
         let stream = Stream { journal, partition: cells::partition_at(row, 2)? };

@@ -1,6 +1,7 @@
 //! Database shards as `SQLite` files: `FOLDER/shard-NN.sqlite`, each with one writer and any
 //! number of readers (WAL). A commit is durable when it returns (`synchronous = FULL`).
 
+pub mod claims;
 mod read;
 mod schema;
 mod write;

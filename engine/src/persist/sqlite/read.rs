@@ -8,16 +8,17 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 use super::{bits, connect, error, path_of};
 use crate::kernel::command::RedemptionState;
 use crate::persist::rows::{
-    AccountRow, AdminChange, ItemRow, LedgerAccount, LedgerRow, MoveKind, RedemptionRow, SaleRow,
-    SaleState, SlotSum, StockRow, StockSums, StoredSale,
+    AccountRow, AdminChange, ArchivedBalance, ItemRow, LedgerAccount, LedgerRow, MoveKind,
+    RedemptionRow, SaleRow, SaleState, SlotSum, StockRow, StockSums, StoredSale,
 };
 use crate::persist::store::{
     ConsistentRead, Letter, LetterId, LetterState, RewindRequest, StatementCursor, StoreError,
     StoreReader, Stream, WatermarkRow,
 };
 use crate::ship::gap::Watermark;
+use crate::ship::holdings::Holdings;
 use crate::ship::log::LogOffset;
-use crate::ship::partition::{DatabaseShard, Partition};
+use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::units::{
     Incarnation, ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId,
     SaleIndex, Seq, Slot,
@@ -48,10 +49,22 @@ impl SqliteReader {
 
     /// Which database shard the file says it is, of how many.
     pub fn identity(&self) -> Result<(DatabaseShard, u8), StoreError> {
-        let sql = "SELECT shard, shard_count FROM identity";
-        let row = self.connection.query_row(sql, [], |r| Ok((r.get(0)?, r.get(1)?)));
-        row.map(|(shard, count)| (DatabaseShard::new(shard), count)).map_err(error)
+        identity(&self.connection)
     }
+}
+
+fn identity(connection: &Connection) -> Result<(DatabaseShard, u8), StoreError> {
+    let sql = "SELECT shard, shard_count FROM identity";
+    let row = connection.query_row(sql, [], |r| Ok((r.get(0)?, r.get(1)?)));
+    row.map(|(shard, count)| (DatabaseShard::new(shard), count)).map_err(error)
+}
+
+/// As its identity says: files are never split.
+fn holdings(connection: &Connection) -> Result<Holdings, StoreError> {
+    let (shard, count) = identity(connection)?;
+    let layout = Layout::new(count)
+        .ok_or_else(|| StoreError::Corrupt(format!("it is one of {count} database shards")))?;
+    Ok(Holdings::spread(layout, shard))
 }
 
 const REDEMPTION: &str = "SELECT id, member, journal, item, quantity, points, state, key,
@@ -141,6 +154,10 @@ impl StoreReader for SqliteReader {
         self.rows(&sql, row, entry_at)
     }
 
+    fn holdings(&self) -> Result<Holdings, StoreError> {
+        holdings(&self.connection)
+    }
+
     fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError> {
         watermarks(&self.connection)
     }
@@ -199,6 +216,16 @@ impl Moment<'_> {
 }
 
 impl ConsistentRead for Moment<'_> {
+    fn holdings(&self) -> Result<Holdings, StoreError> {
+        holdings(self.connection)
+    }
+
+    fn claims(&self) -> Result<Vec<(Slot, JournalId)>, StoreError> {
+        let sql = "SELECT slot, journal FROM slot_claims ORDER BY slot";
+        rows(self.connection, sql, [], |r| {
+            Ok((Slot::new(r.get(0)?), JournalId::new(unsigned(r, 1)?)))
+        })
+    }
     fn watermarks(&self) -> Result<Vec<WatermarkRow>, StoreError> {
         watermarks(self.connection)
     }
@@ -224,6 +251,32 @@ impl ConsistentRead for Moment<'_> {
         let sql = "SELECT journal, item, sale, sku, name, points, limit_per_member FROM items
                    ORDER BY journal, item";
         rows(self.connection, sql, [], item_at)
+    }
+    fn archived_months(&self) -> Result<Vec<(String, NodeTime)>, StoreError> {
+        let sql = "SELECT name, until_at FROM archived_months ORDER BY name, month";
+        rows(self.connection, sql, [], |r| Ok((r.get(0)?, NodeTime::new(unsigned(r, 1)?))))
+    }
+    fn archived_stock(&self) -> Result<Vec<(JournalId, ItemIndex, StockSums)>, StoreError> {
+        let sql = "SELECT journal, item, held, confirmed, released, reversed, retired
+                   FROM archived_stock ORDER BY journal, item";
+        rows(self.connection, sql, [], |r| {
+            let sums = StockSums {
+                held: r.get(2)?,
+                confirmed: r.get(3)?,
+                released: r.get(4)?,
+                reversed: r.get(5)?,
+                retired: r.get(6)?,
+            };
+            Ok((JournalId::new(unsigned(r, 0)?), ItemIndex::new(r.get(1)?), sums))
+        })
+    }
+    fn each_archived_balance(
+        &self,
+        see: &mut dyn FnMut(ArchivedBalance),
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT journal, member, account, amount FROM archived_balances
+                   ORDER BY journal, member, account";
+        self.each(sql, archived_at, see)
     }
     fn each_admin_change(&self, see: &mut dyn FnMut(AdminChange)) -> Result<(), StoreError> {
         let sql = "SELECT journal, seq, at, what, operator, reason, reference, member, redemption,
@@ -335,6 +388,15 @@ fn entry_at(r: &Row<'_>) -> rusqlite::Result<LedgerRow> {
         kind: MoveKind::from_u8(r.get(6)?).ok_or_else(|| out_of_range(6))?,
         redemption: id_at(r, 7)?,
         at: NodeTime::new(unsigned(r, 8)?),
+    })
+}
+
+fn archived_at(r: &Row<'_>) -> rusqlite::Result<ArchivedBalance> {
+    Ok(ArchivedBalance {
+        journal: JournalId::new(unsigned(r, 0)?),
+        member: MemberId::new(unsigned(r, 1)?),
+        account: LedgerAccount::from_u8(r.get(2)?).ok_or_else(|| out_of_range(2))?,
+        amount: r.get(3)?,
     })
 }
 

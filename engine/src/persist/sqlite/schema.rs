@@ -8,9 +8,12 @@ use crate::persist::store::StoreError;
 use crate::ship::partition::{DatabaseShard, Layout};
 
 /// Steps from version to version, in order. Files are never changed once released: add one.
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 5] = [
     ("0001_tables", include_str!("../../../../config/schema/sqlite/0001_tables.sql")),
     ("0002_log_offsets", include_str!("../../../../config/schema/sqlite/0002_log_offsets.sql")),
+    ("0003_slot_claims", include_str!("../../../../config/schema/sqlite/0003_slot_claims.sql")),
+    ("0004_waiting", include_str!("../../../../config/schema/sqlite/0004_waiting.sql")),
+    ("0005_archived", include_str!("../../../../config/schema/sqlite/0005_archived.sql")),
 ];
 
 const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_versions (

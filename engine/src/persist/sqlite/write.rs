@@ -25,6 +25,7 @@ use crate::persist::store::{
     WatermarkRow,
 };
 use crate::ship::gap::Watermark;
+use crate::ship::holdings::Holdings;
 use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::units::Seq;
@@ -33,6 +34,7 @@ use crate::units::Seq;
 pub struct SqliteStore {
     connection: Connection,
     shard: DatabaseShard,
+    layout: Layout,
     /// There may be rewind requests that no batch has answered yet.
     has_rewinds: bool,
 }
@@ -52,7 +54,7 @@ impl SqliteStore {
         );
         connection.execute_batch(&pragmas).map_err(error)?;
         schema::migrate(&mut connection, shard, layout)?;
-        Ok(Self { connection, shard, has_rewinds: true })
+        Ok(Self { connection, shard, layout, has_rewinds: true })
     }
 
     /// The connection, for what a test wants to look at or break.
@@ -65,6 +67,11 @@ impl SqliteStore {
 impl Store for SqliteStore {
     fn shard(&self) -> DatabaseShard {
         self.shard
+    }
+
+    /// Files are never split: their number is fixed when the first of them is made.
+    fn holdings(&mut self) -> Result<Holdings, StoreError> {
+        Ok(Holdings::spread(self.layout, self.shard))
     }
 
     fn watermarks(&mut self) -> Result<Vec<WatermarkRow>, StoreError> {

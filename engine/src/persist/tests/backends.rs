@@ -93,7 +93,7 @@ impl Databases {
             run(&server.url("db-0", ""), server, &create);
             let endpoint = databases.endpoint(shard);
             let from = Month::parse("2023-11").unwrap();
-            mysql::migrate(&endpoint, shard, layout, (from, from)).unwrap();
+            mysql::migrate(&endpoint, shard, layout, layout, (from, from)).unwrap();
         }
         databases
     }

@@ -230,7 +230,8 @@ fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place(on: On
         let inner = JournalLog::new(bench.generator.frames.clone(), from);
         let log = LossyLog { inner, lose_every: 9, count: 0 };
         let store: Box<dyn Store> = store.boxed();
-        let mut writer = ShardWriter::open(store, settings, bench.status.clone(), |_| log).unwrap();
+        let mut writer =
+            ShardWriter::open(store, settings, bench.status.clone(), |_, _| log).unwrap();
         for now in 0..3_000 {
             writer.step(now * 10_000, true);
         }

@@ -10,6 +10,7 @@ mod running;
 mod schema;
 mod server_faults;
 mod server_schema;
+mod split;
 #[path = "../../../tests/it/stack_brokers.rs"]
 mod stack_brokers;
 #[path = "../../../tests/it/stack_servers.rs"]
@@ -28,6 +29,7 @@ use super::store::{
 use super::testing::{Content, Generator, dump_into, fold};
 use super::writer::{ShardWriter, WriterSettings};
 use crate::ship::frames::MemoryFrames;
+use crate::ship::holdings::Holdings;
 use crate::ship::log::LogOffset;
 use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::ship::tail::JournalLog;
@@ -129,6 +131,9 @@ fn lost(text: &str) -> StoreError {
 impl Store for FaultyStore {
     fn shard(&self) -> DatabaseShard {
         self.inner.shard()
+    }
+    fn holdings(&mut self) -> Result<Holdings, StoreError> {
+        self.inner().holdings()
     }
     fn watermarks(&mut self) -> Result<Vec<WatermarkRow>, StoreError> {
         self.inner().watermarks()
@@ -254,7 +259,9 @@ impl Bench {
         self.writers.iter().all(|w| w.has_stored(w.head_seq()))
     }
     fn catch_up(&mut self) {
-        for _ in 0..10_000 {
+        // Behind Kafka a step takes 10 ms, and a busy machine its time.
+        let steps = if self.rig.is_some() { 60_000 } else { 10_000 };
+        for _ in 0..steps {
             if self.is_done() {
                 return;
             }

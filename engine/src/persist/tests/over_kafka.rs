@@ -43,8 +43,8 @@ impl Log for AnyLog {
     fn hold_back(&mut self, journal: JournalId, partition: Partition) {
         self.0.hold_back(journal, partition);
     }
-    fn resume(&mut self, offsets: &[(Partition, LogOffset)]) {
-        self.0.resume(offsets);
+    fn resume(&mut self, from: &[(Partition, Option<LogOffset>)]) {
+        self.0.resume(from);
     }
     fn topic(&self) -> String {
         self.0.topic()
@@ -102,7 +102,8 @@ impl Rig {
     pub fn join(&mut self) -> impl Iterator<Item = impl Log + use<>> + use<> {
         let group = format!("{}-{}", self.config.topic, self.pumps.len());
         let config = KafkaConfig { group, ..self.config.clone() };
-        let (pump, logs) = pump::start(&config, layout()).unwrap();
+        let clock = Arc::new(RealClock::new());
+        let (pump, logs) = pump::start(&config, layout(), clock).unwrap();
         self.pumps.push(pump);
         logs.into_iter()
     }

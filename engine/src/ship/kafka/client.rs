@@ -7,7 +7,6 @@ use std::time::Duration;
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use thiserror::Error;
 
 use crate::config::{KafkaConfig, Secret};
@@ -160,17 +159,6 @@ impl ClientContext for Ear {
     }
     fn error(&self, error: KafkaError, reason: &str) {
         self.hear(&error, reason);
-    }
-}
-
-/// Serves everything that a producer has to report just now; a poll without waiting serves one.
-pub fn serve_reports<C: ProducerContext>(producer: &BaseProducer<C>) {
-    loop {
-        let before = producer.in_flight_count();
-        producer.poll(Duration::ZERO);
-        if producer.in_flight_count() == before {
-            return;
-        }
     }
 }
 

@@ -17,12 +17,8 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::message::{Message, MessageError};
 use crate::ship::log::{Head, Log, LogBatch, LogError, LogOffset, Mark, Polled};
-use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
+use crate::ship::partition::{DatabaseShard, PARTITION_COUNT, Partition};
 use crate::units::{JournalId, NodeTime, Seq};
-
-/// Messages that wait for one database shard's writer. The pump pauses partitions at a part of it;
-/// what comes beyond is dropped and read again.
-pub const LANE_MAX: usize = 65_536;
 
 /// A message on its way to a writer.
 pub struct Item {
@@ -35,7 +31,7 @@ pub struct Item {
 /// Where a writer has its partitions read on from.
 pub struct Resume {
     pub shard: DatabaseShard,
-    /// Partition, its new round, the offset to read next.
+    /// Partition, its new round, the offset to read next: every partition that it writes.
     pub from: Vec<(Partition, u32, LogOffset)>,
 }
 
@@ -53,14 +49,15 @@ pub struct Lane {
     pub foreign: AtomicU64,
 }
 
-/// Both ends of a lane.
+/// Both ends of a lane that has room for so many messages; what comes beyond is dropped and read
+/// again.
 pub fn lane(
     shard: DatabaseShard,
-    layout: Layout,
     topic: &str,
+    room: usize,
     resumes: Sender<Resume>,
 ) -> (LaneEnd, KafkaLog) {
-    let (sender, queue) = bounded(LANE_MAX);
+    let (sender, queue) = bounded(room);
     let lane = Arc::new(Lane {
         changed: AtomicBool::new(false),
         lost: AtomicBool::new(false),
@@ -68,18 +65,8 @@ pub fn lane(
         foreign: AtomicU64::new(0),
     });
     let end = LaneEnd { lane: Arc::clone(&lane), sender };
-    (
-        end,
-        KafkaLog {
-            shard,
-            layout,
-            topic: topic.to_owned(),
-            lane,
-            queue,
-            resumes,
-            marks: Vec::new(),
-        },
-    )
+    let topic = topic.to_owned();
+    (end, KafkaLog { shard, topic, lane, queue, resumes, marks: Vec::new() })
 }
 
 /// The pump's end.
@@ -91,7 +78,6 @@ pub struct LaneEnd {
 /// The writer's end.
 pub struct KafkaLog {
     shard: DatabaseShard,
-    layout: Layout,
     topic: String,
     lane: Arc<Lane>,
     queue: Receiver<Item>,
@@ -169,7 +155,14 @@ impl Log for KafkaLog {
     fn poll(&mut self, max_records: usize, batch: &mut LogBatch) -> Result<Polled, LogError> {
         batch.clear();
         let has_changed = self.lane.changed.swap(false, Ordering::Acquire);
-        if self.lane.lost.swap(false, Ordering::Acquire) || has_changed {
+        let has_lost = self.lane.lost.swap(false, Ordering::Acquire);
+        if has_lost {
+            // † All of it comes again, and what comes first needs the room [the lane stayed full
+            // of what was read past later, so each message that came was lost, and all was read
+            // again, without end].
+            while self.queue.try_recv().is_ok() {}
+        }
+        if has_lost || has_changed {
             return Ok(Polled { caught_up: false, must_reread: true });
         }
         let mut caught_up = false;
@@ -200,11 +193,10 @@ impl Log for KafkaLog {
     /// not applied comes again by `resume`.
     fn rewind(&mut self, _journal: JournalId, _partition: Partition, _to: Seq) {}
 
-    fn resume(&mut self, offsets: &[(Partition, LogOffset)]) {
-        let from = self.layout.partitions(self.shard).map(|partition| {
+    fn resume(&mut self, from: &[(Partition, Option<LogOffset>)]) {
+        let from = from.iter().map(|(partition, stored)| {
             let round = self.lane.rounds[partition.index()].fetch_add(1, Ordering::Relaxed) + 1;
-            let stored = offsets.iter().find(|(p, _)| *p == partition);
-            (partition, round, stored.map_or(LogOffset::new(0), |(_, offset)| *offset))
+            (*partition, round, stored.unwrap_or(LogOffset::new(0)))
         });
         // A pump that has ended reads nothing any more.
         let _ = self.resumes.send(Resume { shard: self.shard, from: from.collect() });
@@ -240,8 +232,7 @@ mod tests {
     impl Ends {
         fn new() -> Self {
             let (resumes, resumed) = crossbeam::channel::unbounded();
-            let layout = Layout::new(1).unwrap();
-            let (pump, log) = lane(DatabaseShard::HOME, layout, "records", resumes);
+            let (pump, log) = lane(DatabaseShard::HOME, "records", 100, resumes);
             Self { pump, log, resumed, offset: 0 }
         }
         fn send(&mut self, round: u32, payload: &[u8]) {
@@ -288,7 +279,7 @@ mod tests {
         assert_eq!((records, marks), (vec![1, 2], vec![5]));
         // Until its time has come for the writer.
         assert_eq!(ends.poll().2, [5]);
-        ends.log.resume(&[]);
+        ends.log.resume(&[(Partition::new(3).unwrap(), None)]);
         assert!(ends.poll().2.is_empty(), "read again from where the store is");
     }
 
@@ -296,7 +287,7 @@ mod tests {
     fn what_was_queued_before_a_resume_is_dropped() {
         let mut ends = Ends::new();
         ends.send(0, &record(1));
-        ends.log.resume(&[(Partition::new(3).unwrap(), LogOffset::new(7))]);
+        ends.log.resume(&[(Partition::new(3).unwrap(), Some(LogOffset::new(7)))]);
         let Resume { from, .. } = ends.resumed.try_recv().unwrap();
         let (_, round, offset) = from.into_iter().find(|f| f.0.get() == 3).unwrap();
         assert_eq!((round, offset), (1, LogOffset::new(7)));
@@ -314,8 +305,20 @@ mod tests {
             flag.store(true, Ordering::Release);
             let (polled, records, _) = ends.poll();
             assert!(polled.unwrap().must_reread && records.is_empty());
-            assert_eq!(ends.poll().1, [1]);
+            assert_eq!(ends.poll().1.len(), usize::from(!is_lost), "lost ones come again");
         }
+    }
+
+    #[test]
+    fn a_lane_that_was_full_has_room_for_what_comes_again() {
+        let mut ends = Ends::new();
+        while !ends.pump.sender.is_full() {
+            ends.send(0, &record(1));
+        }
+        ends.pump.lane.lost.store(true, Ordering::Release);
+        assert!(ends.poll().0.unwrap().must_reread);
+        ends.log.resume(&[(Partition::new(3).unwrap(), None)]);
+        assert!(!ends.pump.sender.is_full());
     }
 
     #[test]

@@ -10,38 +10,32 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::Receiver;
-use rdkafka::ClientContext;
-use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
-use super::client::{self, ClientError, Ear};
+use super::client::ClientError;
 use super::message::Message;
-use super::shipper::{Action, Round, Shipper};
+use super::outlet::{KafkaOutlet, Outgoing, Outlet, Refused, Ticket};
+use super::shipper::{Action, Shipper};
 use super::topic::Topics;
 use crate::clock::Clock;
 use crate::config::KafkaConfig;
 use crate::kernel::record;
 use crate::ship::frames::FrameSource;
 use crate::ship::log::{Head, Log as _, LogBatch, LogError, LogRecord, Place};
-use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
+use crate::ship::partition::{DatabaseShard, Layout, Partition};
 use crate::ship::tail::JournalLog;
 use crate::units::Seq;
 
-/// Messages in librdkafka's queue, at most, and their bytes.
-const QUEUE_MESSAGES: u32 = 200_000;
-const QUEUE_KIB: u32 = 65_536;
 /// Records read from disk at a time.
 const BATCH: usize = 4096;
 /// Pause where there is nothing to do, and after an error.
-const IDLE: Duration = Duration::from_millis(5);
+const IDLE: Duration = Duration::from_millis(2);
 const AFTER_ERROR: Duration = Duration::from_millis(500);
 
 /// What the database shards say, read beside the shipper.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Standing {
     pub shard: DatabaseShard,
-    /// How far each partition of this journal is there.
+    /// How far each partition of this journal is there; those that it does not hold are left out.
     pub held: Vec<(Partition, Seq)>,
     /// Open rewind requests for this journal.
     pub asked: Vec<(Partition, Seq)>,
@@ -87,6 +81,9 @@ pub struct Ship {
     thread: JoinHandle<bool>,
     control: Arc<Control>,
     status: Arc<ShipStatus>,
+    /// A test wants the producer to break as librdkafka's own do.
+    #[cfg(test)]
+    breaks: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -94,16 +91,13 @@ struct Control {
     /// End once everything durable is in Kafka.
     is_draining: AtomicBool,
     is_aborted: AtomicBool,
-    /// A test wants the producer to break as librdkafka's own do.
-    #[cfg(test)]
-    breaks: AtomicBool,
 }
 
 impl Ship {
     /// Puts the producer into librdkafka's fatal state.
     #[cfg(test)]
     pub fn break_producer(&self) {
-        self.control.breaks.store(true, Ordering::Relaxed);
+        self.breaks.store(true, Ordering::Relaxed);
     }
 
     pub fn status(&self) -> &Arc<ShipStatus> {
@@ -135,180 +129,128 @@ pub fn start<F: FrameSource + 'static>(
     standings: Receiver<Standing>,
     clock: Arc<dyn Clock>,
 ) -> Result<Ship, ClientError> {
-    let (status, control) = (Arc::new(ShipStatus::default()), Arc::new(Control::default()));
-    let mut driver = Driver {
-        producer: producer(&config)?,
-        topic: config.topic.as_str().into(),
-        config,
-        log: JournalLog::new(source, []),
-        shipper: Shipper::new(layout),
-        standings,
-        clock,
-        status: Arc::clone(&status),
-        control: Arc::clone(&control),
-        message: Vec::new(),
-    };
-    driver.status.producers.store(1, Ordering::Relaxed);
+    let outlet = KafkaOutlet::new(config.clone(), Arc::clone(&clock))?;
+    #[cfg(test)]
+    let breaks = Arc::clone(&outlet.breaks);
+    let mut driver = Driver::new(outlet, layout, source, standings, clock);
+    let (status, control) = (Arc::clone(&driver.status), Arc::clone(&driver.control));
     let thread = std::thread::Builder::new()
         .name("ship".into())
-        .spawn(move || driver.run())
+        .spawn(move || driver.await_topics(&config) && driver.run())
         .map_err(|e| ClientError::Settings(format!("cannot start a thread: {e}")))?;
-    Ok(Ship { thread, control, status })
+    Ok(Ship {
+        thread,
+        control,
+        status,
+        #[cfg(test)]
+        breaks,
+    })
 }
 
-/// What became of the messages since it was last asked.
-struct Reports {
-    /// Per partition the newest message that was written, of the newest round seen.
-    acked: [Option<(Round, Seq)>; PARTITION_COUNT],
-    failed: Vec<(Partition, Round, RDKafkaErrorCode)>,
-}
-
-impl Default for Reports {
-    fn default() -> Self {
-        Self { acked: [None; PARTITION_COUNT], failed: Vec::new() }
-    }
-}
-
-/// Gathers the producer's reports; called by the `ship` thread itself, from within `poll`.
-#[derive(Default)]
-struct Desk {
-    ear: Ear,
-    reports: Mutex<Reports>,
-}
-
-impl Desk {
-    fn reports(&self) -> std::sync::MutexGuard<'_, Reports> {
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ClientContext for Desk {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client::log(level, facility, message);
-    }
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.ear.hear(&error, reason);
-    }
-}
-
-impl ProducerContext for Desk {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: usize) {
-        let Ticket { partition, round, seq } = Ticket::unpack(ticket as u64);
-        let mut reports = self.reports();
-        match result {
-            Ok(_) => reports.acked[partition.index()] = Some((round, seq)),
-            Err((error, _)) => {
-                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-                reports.failed.push((partition, round, code));
-            }
-        }
-    }
-}
-
-/// What goes through librdkafka with a message, in the 64 bits that it carries for us.
+/// What a turn of the driver came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Ticket {
-    partition: Partition,
-    round: Round,
-    seq: Seq,
+pub enum Turn {
+    Busy,
+    /// Nothing more is durable just now.
+    Idle,
+    /// It is to end; whether everything durable is in Kafka.
+    Ended(bool),
 }
 
-impl Ticket {
-    const SEQ_BITS: u32 = 48;
-    const PARTITION_BITS: u32 = 64 - Self::SEQ_BITS - Round::BITS;
-
-    fn pack(self) -> u64 {
-        assert!(self.seq.get() < 1 << Self::SEQ_BITS, "a journal of 2^48 records");
-        let round = u64::from(self.round.get()) << Self::PARTITION_BITS;
-        (round | u64::from(self.partition.get())) << Self::SEQ_BITS | self.seq.get()
-    }
-    fn unpack(raw: u64) -> Self {
-        let high = raw >> Self::SEQ_BITS;
-        let partition = high & ((1 << Self::PARTITION_BITS) - 1);
-        Self {
-            partition: Partition::new(partition as u8).expect("as it was packed"),
-            round: Round::new((high >> Self::PARTITION_BITS) as u16),
-            seq: Seq::new(raw & ((1 << Self::SEQ_BITS) - 1)),
-        }
-    }
-}
-
-fn producer(config: &KafkaConfig) -> Result<BaseProducer<Desk>, ClientError> {
-    let mut client = client::base(config)?;
-    client
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("compression.type", config.compression.name())
-        .set("linger.ms", "5")
-        .set("batch.num.messages", "10000")
-        .set("queue.buffering.max.messages", QUEUE_MESSAGES.to_string())
-        .set("queue.buffering.max.kbytes", QUEUE_KIB.to_string())
-        // Given up never: an outage is waited out, and the bound is the queue's.
-        .set("message.timeout.ms", "0");
-    BaseProducer::from_config_and_context(&client, Desk::default())
-        .map_err(|e| ClientError::Settings(e.to_string()))
-}
-
-struct Driver<F> {
-    config: KafkaConfig,
-    producer: BaseProducer<Desk>,
+/// The state of the `ship` thread.
+pub struct Driver<F, P> {
+    producer: P,
     log: JournalLog<F>,
     shipper: Shipper,
     standings: Receiver<Standing>,
     clock: Arc<dyn Clock>,
     status: Arc<ShipStatus>,
     control: Arc<Control>,
-    topic: Arc<str>,
+    batch: LogBatch,
     message: Vec<u8>,
 }
 
-impl<F: FrameSource> Driver<F> {
+impl<F: FrameSource, P: Outlet> Driver<F, P> {
+    /// Ships `source` by this producer, from where the database shards say that they are.
+    pub fn new(
+        producer: P,
+        layout: Layout,
+        source: F,
+        standings: Receiver<Standing>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let status = Arc::new(ShipStatus::default());
+        status.producers.store(1, Ordering::Relaxed);
+        Self {
+            producer,
+            log: JournalLog::new(source, []),
+            shipper: Shipper::new(layout),
+            standings,
+            clock,
+            status,
+            control: Arc::default(),
+            batch: LogBatch::default(),
+            message: Vec::new(),
+        }
+    }
+
+    pub fn status(&self) -> &Arc<ShipStatus> {
+        &self.status
+    }
+
     fn run(&mut self) -> bool {
-        if !self.await_topics() {
-            return false;
-        }
-        let mut batch = LogBatch::default();
         loop {
-            if self.control.is_aborted.load(Ordering::Relaxed) {
-                return false;
-            }
-            #[cfg(test)]
-            if self.control.breaks.swap(false, Ordering::Relaxed) {
-                tests::break_producer(&self.producer);
-            }
-            self.hear_standings();
-            client::serve_reports(&self.producer);
-            self.hear_reports();
-            // Rounds as they are now: whatever is taken back while this batch is sent, is skipped.
-            let rounds = Partition::all().map(|p| self.shipper.round(p)).collect::<Vec<_>>();
-            let caught_up = match self.log.poll(BATCH, &mut batch) {
-                Ok(polled) => polled.caught_up,
-                Err(error) => {
-                    self.cannot_read(&error);
-                    continue;
-                }
-            };
-            for record in &batch.records {
-                if rounds[record.partition.index()] == self.shipper.round(record.partition)
-                    && !self.send_record(&batch, record)
-                {
-                    return false;
-                }
-            }
-            self.send_marks(&batch);
-            let through = self.shipper.acked_through(self.log.read_through());
-            self.status.acked_through.store(through.get(), Ordering::Relaxed);
-            self.status.records.fetch_add(batch.records.len() as u64, Ordering::Relaxed);
-            if caught_up {
-                let Head { seq: durable, .. } = self.log.head();
-                if self.control.is_draining.load(Ordering::Relaxed) && through >= durable {
-                    return true;
-                }
-                self.producer.poll(IDLE);
+            match self.turn() {
+                Turn::Busy => {}
+                Turn::Idle => self.producer.pause(IDLE),
+                Turn::Ended(is_all_there) => return is_all_there,
             }
         }
+    }
+
+    /// Reads a batch and hands it over.
+    pub fn turn(&mut self) -> Turn {
+        if self.control.is_aborted.load(Ordering::Relaxed) {
+            return Turn::Ended(false);
+        }
+        self.hear_standings();
+        self.producer.serve();
+        self.hear_reports();
+        let mut batch = std::mem::take(&mut self.batch);
+        let turn = self.ship(&mut batch);
+        self.batch = batch;
+        turn
+    }
+
+    fn ship(&mut self, batch: &mut LogBatch) -> Turn {
+        // Rounds as they are now: whatever is taken back while this batch is sent, is skipped.
+        let rounds = Partition::all().map(|p| self.shipper.round(p)).collect::<Vec<_>>();
+        let caught_up = match self.log.poll(BATCH, batch) {
+            Ok(polled) => polled.caught_up,
+            Err(error) => {
+                self.cannot_read(&error);
+                return Turn::Busy;
+            }
+        };
+        for record in &batch.records {
+            if rounds[record.partition.index()] == self.shipper.round(record.partition)
+                && !self.send_record(batch, record)
+            {
+                return Turn::Ended(false);
+            }
+        }
+        self.send_marks(batch);
+        let through = self.shipper.acked_through(self.log.read_through());
+        self.status.acked_through.store(through.get(), Ordering::Relaxed);
+        self.status.records.fetch_add(batch.records.len() as u64, Ordering::Relaxed);
+        if !caught_up {
+            return Turn::Busy;
+        }
+        let Head { seq: durable, .. } = self.log.head();
+        if self.control.is_draining.load(Ordering::Relaxed) && through >= durable {
+            return Turn::Ended(true);
+        }
+        Turn::Idle
     }
 
     fn now_ms(&self) -> u64 {
@@ -317,9 +259,9 @@ impl<F: FrameSource> Driver<F> {
 
     /// Nothing is sent to topics that are not as they should be: what stands in them could not be
     /// taken back.
-    fn await_topics(&mut self) -> bool {
+    fn await_topics(&self, config: &KafkaConfig) -> bool {
         while !self.control.is_aborted.load(Ordering::Relaxed) {
-            match Topics::connect(&self.config).and_then(|topics| topics.check()) {
+            match Topics::connect(config).and_then(|topics| topics.check()) {
                 Ok(()) => {
                     self.status.set_error(None);
                     return true;
@@ -335,6 +277,11 @@ impl<F: FrameSource> Driver<F> {
         let now_ms = self.now_ms();
         while let Ok(Standing { shard, held, asked }) = self.standings.try_recv() {
             let mut actions = Vec::new();
+            for partition in Partition::all() {
+                if !held.iter().any(|(p, _)| *p == partition) {
+                    self.shipper.on_left(shard, partition);
+                }
+            }
             for (partition, seq) in held {
                 actions.extend(self.shipper.on_held(shard, partition, seq));
             }
@@ -352,7 +299,7 @@ impl<F: FrameSource> Driver<F> {
     }
 
     fn hear_reports(&mut self) {
-        let reports = std::mem::take(&mut *self.producer.context().reports());
+        let reports = self.producer.take_reports();
         for (partition, acked) in Partition::all().zip(reports.acked) {
             if let Some((round, seq)) = acked {
                 self.shipper.on_acked(partition, round, seq);
@@ -361,8 +308,8 @@ impl<F: FrameSource> Driver<F> {
         if reports.acked.iter().any(Option::is_some) && reports.failed.is_empty() {
             self.status.set_error(None);
         }
-        if let Some((code, reason)) = self.producer.client().fatal_error() {
-            tracing::error!(%code, reason, "the producer can go on no more: making another");
+        if let Some(reason) = self.producer.has_ended() {
+            tracing::error!(reason, "the producer can go on no more: making another");
             let actions = self.shipper.on_fatal();
             self.act(actions);
             return;
@@ -377,7 +324,7 @@ impl<F: FrameSource> Driver<F> {
             }
         }
         if is_pausing {
-            self.producer.poll(AFTER_ERROR);
+            self.producer.pause(AFTER_ERROR);
         }
     }
 
@@ -386,13 +333,11 @@ impl<F: FrameSource> Driver<F> {
         for action in actions {
             match action {
                 Action::Rewind { partition, to } => self.log.rewind(journal, partition, to),
-                Action::NewProducer => match producer(&self.config) {
-                    Ok(producer) => {
-                        // The old one is dropped with what it has in flight.
-                        self.producer = producer;
+                Action::NewProducer => match self.producer.renew() {
+                    Ok(()) => {
                         self.status.producers.fetch_add(1, Ordering::Relaxed);
                     }
-                    Err(error) => self.status.set_error(Some(error.to_string())),
+                    Err(error) => self.status.set_error(Some(error)),
                 },
             }
         }
@@ -420,31 +365,24 @@ impl<F: FrameSource> Driver<F> {
         payload: &[u8],
     ) -> bool {
         let round = self.shipper.round(partition);
-        let ticket = Ticket { partition, round, seq }.pack() as usize;
-        let topic = Arc::clone(&self.topic);
-        let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&topic, ticket)
-            .partition(i32::from(partition.get()))
-            .payload(payload);
-        if let Some(key) = &key {
-            record = record.key(&key[..]);
-        }
+        let ticket = Ticket { partition, round, seq };
+        let message = Outgoing { ticket, key, payload };
         loop {
-            match self.producer.send(record) {
+            match self.producer.hand_over(&message) {
                 Ok(()) => {
                     self.shipper.on_sent(partition, seq);
                     return true;
                 }
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {
-                    record = again;
+                Err(Refused::Full) => {
                     self.note_silence();
-                    self.producer.poll(IDLE);
+                    self.producer.pause(IDLE);
                 }
-                Err((error, _)) => {
-                    self.status.set_error(Some(error.to_string()));
+                Err(Refused::Failed(error)) => {
+                    self.status.set_error(Some(error));
                     if let Some(action) = self.shipper.on_failed(partition, round) {
                         self.act([action]);
                     }
-                    self.producer.poll(AFTER_ERROR);
+                    self.producer.pause(AFTER_ERROR);
                     return !self.control.is_aborted.load(Ordering::Relaxed);
                 }
             }
@@ -465,7 +403,7 @@ impl<F: FrameSource> Driver<F> {
 
     /// The queue is full: is Kafka slow, or away?
     fn note_silence(&self) {
-        if let Some(reason) = self.producer.context().ear.why_held_up() {
+        if let Some(reason) = self.producer.why_held_up() {
             self.status.set_error(Some(reason));
         }
     }
@@ -507,31 +445,6 @@ impl<F: FrameSource> Driver<F> {
         } else {
             self.status.set_error(Some(error.to_string()));
         }
-        self.producer.poll(AFTER_ERROR);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rdkafka::bindings::rd_kafka_test_fatal_error;
-    use rdkafka::types::RDKafkaRespErr;
-
-    use super::*;
-
-    #[expect(unsafe_code, reason = "librdkafka's own way to test fatal errors has no safe face")]
-    pub(super) fn break_producer(producer: &BaseProducer<Desk>) {
-        let client = producer.client().native_ptr();
-        let code = RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH;
-        // SAFETY: the client lives as long as `producer`, and the reason ends with a zero.
-        unsafe { rd_kafka_test_fatal_error(client, code, c"broken by a test".as_ptr()) };
-    }
-
-    #[test]
-    fn a_ticket_comes_back_as_it_went() {
-        for (partition, round, seq) in [(0, 0, 0), (32, 1023, (1 << 48) - 1), (7, 512, 99)] {
-            let partition = Partition::new(partition).unwrap();
-            let ticket = Ticket { partition, round: Round::new(round), seq: Seq::new(seq) };
-            assert_eq!(Ticket::unpack(ticket.pack()), ticket);
-        }
+        self.producer.pause(AFTER_ERROR);
     }
 }

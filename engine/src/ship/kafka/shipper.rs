@@ -23,6 +23,7 @@
 //! Each time that a partition is taken back its *round* rises, and reports of older rounds are
 //! ignored.
 
+use crate::planted::{self, Bug};
 use crate::ship::partition::{DatabaseShard, Layout, PARTITION_COUNT, Partition};
 use crate::units::Seq;
 
@@ -82,16 +83,16 @@ struct Lane {
 
 /// The sending end of one journal.
 pub struct Shipper {
-    layout: Layout,
     lanes: [Lane; PARTITION_COUNT],
-    /// Per database shard and partition, how far it is; `None` before its first answer.
+    /// Per database shard and partition, how far it is; `None` before its first answer, and where
+    /// it does not hold the partition.
     held: Vec<[Option<Seq>; PARTITION_COUNT]>,
 }
 
 impl Shipper {
     pub fn new(layout: Layout) -> Self {
         let held = layout.shards().map(|_| [None; PARTITION_COUNT]).collect();
-        Self { layout, lanes: [Lane::default(); PARTITION_COUNT], held }
+        Self { lanes: [Lane::default(); PARTITION_COUNT], held }
     }
 
     fn lane(&mut self, partition: Partition) -> &mut Lane {
@@ -128,13 +129,8 @@ impl Shipper {
         seq: Seq,
     ) -> Option<Action> {
         let is_first = self.held[shard.index()][partition.index()].replace(seq).is_none();
-        let answers: Vec<_> = self
-            .layout
-            .shards()
-            .filter(|s| self.layout.reads(*s, partition))
-            .filter_map(|s| self.held[s.index()][partition.index()])
-            .collect();
-        let held = answers.iter().min().copied().unwrap_or_default();
+        let answers = self.held.iter().filter_map(|of_shard| of_shard[partition.index()]);
+        let held = answers.min().unwrap_or_default();
         let lane = self.lane(partition);
         let (was_started, before) = (lane.is_started, lane.held);
         lane.is_started = true;
@@ -145,6 +141,11 @@ impl Shipper {
             return Some(self.take_back(partition, held));
         }
         None
+    }
+
+    /// A database shard does not hold a partition, or not any more: it was given to another.
+    pub fn on_left(&mut self, shard: DatabaseShard, partition: Partition) {
+        self.held[shard.index()][partition.index()] = None;
     }
 
     /// A database shard asks for a partition from the record behind `to` on. What it has passed
@@ -195,7 +196,8 @@ impl Shipper {
         for partition in Partition::all() {
             let lane = *self.lane(partition);
             if lane.is_started {
-                actions.push(self.take_back(partition, lane.held));
+                let to = if planted::is(Bug::RestartFromSent) { lane.sent } else { lane.held };
+                actions.push(self.take_back(partition, to));
             }
         }
         actions
@@ -205,7 +207,9 @@ impl Shipper {
     pub fn takes_mark(&mut self, partition: Partition, through: Seq, now_ms: u64) -> bool {
         let lane = self.lane(partition);
         let is_new = through > lane.marked && now_ms >= lane.marked_at_ms + MARK_EVERY_MS;
-        let is_lost = lane.held < through && now_ms >= lane.marked_at_ms + REMIND_EVERY_MS;
+        let is_lost = lane.held < through
+            && now_ms >= lane.marked_at_ms + REMIND_EVERY_MS
+            && !planted::is(Bug::MarkNotRepeated);
         if !lane.is_started || !(is_new || is_lost) {
             return false;
         }
@@ -250,6 +254,16 @@ mod tests {
         s.on_sent(Partition::CONTROL, seq(90));
         assert_eq!(s.on_held(shard(0), Partition::CONTROL, seq(50)), rewind(32, 50));
         assert_eq!(s.on_held(shard(0), Partition::CONTROL, seq(60)), None);
+    }
+
+    #[test]
+    fn a_partition_that_was_given_to_another_database_shard_is_not_sent_again() {
+        let mut s = shipper(2);
+        s.on_held(shard(0), partition(3), seq(70));
+        assert_eq!(s.on_held(shard(1), partition(3), seq(70)), None);
+        s.on_left(shard(0), partition(3));
+        assert_eq!(s.on_held(shard(1), partition(3), seq(90)), None);
+        assert_eq!(s.lanes[3].held, seq(90), "the old holder's word counts no more");
     }
 
     #[test]

@@ -18,17 +18,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rdkafka::ClientContext;
-use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext};
+use rdkafka::{ClientConfig, ClientContext};
 use serde::{Deserialize, Serialize};
 
 use super::client::{self, ClientError, Ear};
-use super::events::{Event, Teller};
+use super::events::{Event, Home, Teller};
+use super::producer::Producer;
 use super::topic::Topics;
-use crate::clock::Clock;
+use crate::clock::NodeClock;
 use crate::config::KafkaConfig;
 use crate::kernel::record::RecordHead;
 use crate::ship::frames::FrameSource;
@@ -40,6 +41,8 @@ const IDLE: Duration = Duration::from_millis(20);
 const AFTER_ERROR: Duration = Duration::from_millis(500);
 /// How often the restart point is written, while it moves.
 const POINT_EVERY_MS: u64 = 1_000;
+/// How often the pool is looked at for items that are sold out.
+const LOOK_EVERY_MS: u64 = 200;
 
 /// Where telling begins.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -117,12 +120,13 @@ pub fn start<F: FrameSource + 'static>(
     source: F,
     point: RestartPoint,
     path: PathBuf,
-    clock: Arc<dyn Clock>,
+    home: Box<dyn Home>,
+    clock: Arc<NodeClock>,
 ) -> Result<Telling, ClientError> {
     let shared = Arc::new(Shared::default());
     shared.through.store(point.seq, Ordering::Release);
     let mut state = State {
-        producer: producer(&config)?,
+        producer: Producer::new(config.clone(), tune, Arc::clone(clock.clock()))?,
         topic: config.events_topic.as_str().into(),
         config,
         source,
@@ -130,7 +134,9 @@ pub fn start<F: FrameSource + 'static>(
         read_through: point.seq(),
         point,
         path,
+        home,
         clock,
+        looked_at_ms: 0,
         shared: Arc::clone(&shared),
         pending: None,
         sent: 0,
@@ -175,19 +181,12 @@ impl ProducerContext for Desk {
     }
 }
 
-fn producer(config: &KafkaConfig) -> Result<BaseProducer<Desk>, ClientError> {
-    let mut client = client::base(config)?;
+fn tune(client: &mut ClientConfig) {
     client
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("compression.type", config.compression.name())
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "20")
         .set("queue.buffering.max.messages", QUEUE_MESSAGES.to_string())
-        .set("queue.buffering.max.kbytes", "32768")
-        .set("message.timeout.ms", "0");
-    BaseProducer::from_config_and_context(&client, Desk::default())
-        .map_err(|e| ClientError::Settings(e.to_string()))
+        .set("queue.buffering.max.kbytes", "32768");
 }
 
 /// A copy on its way to become the restart point.
@@ -201,13 +200,15 @@ struct Pending {
 struct State<F> {
     topic: Arc<str>,
     config: KafkaConfig,
-    producer: BaseProducer<Desk>,
+    producer: Producer<Desk>,
     source: F,
     teller: Teller,
     read_through: Seq,
     point: RestartPoint,
     path: PathBuf,
-    clock: Arc<dyn Clock>,
+    home: Box<dyn Home>,
+    clock: Arc<NodeClock>,
+    looked_at_ms: u64,
     shared: Arc<Shared>,
     pending: Option<Pending>,
     /// Events sent so far, and so the next one's number.
@@ -233,7 +234,7 @@ impl<F: FrameSource> State<F> {
         self.go_to_point(&mut unacked);
         let (mut records, mut events) = (Vec::new(), Vec::new());
         while !self.is_stopped() {
-            client::serve_reports(&self.producer);
+            self.producer.serve();
             if !self.hear_reports(&mut unacked) {
                 self.go_to_point(&mut unacked);
                 continue;
@@ -241,12 +242,13 @@ impl<F: FrameSource> State<F> {
             self.keep_point(unacked);
             match self.tell_frame(&mut records, &mut events) {
                 Ok(true) => self.last_error = None,
-                Ok(false) => self.producer.poll(IDLE),
+                Ok(false) => self.producer.pause(IDLE),
                 Err(error) => {
                     self.held_up(error);
-                    self.producer.poll(AFTER_ERROR);
+                    self.producer.pause(AFTER_ERROR);
                 }
             }
+            self.look(&mut events);
             for event in events.drain(..) {
                 if !self.send(&event, &mut unacked) {
                     break;
@@ -259,6 +261,18 @@ impl<F: FrameSource> State<F> {
         if self.last_error.as_ref() != Some(&error) {
             tracing::warn!(error, "telling events is held up");
             self.last_error = Some(error);
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.clock.clock().monotonic_ns() / 1_000_000
+    }
+
+    fn look(&mut self, events: &mut Vec<Event>) {
+        let now_ms = self.now_ms();
+        if now_ms >= self.looked_at_ms + LOOK_EVERY_MS {
+            self.looked_at_ms = now_ms;
+            self.teller.look(&*self.home, self.clock.now(), events);
         }
     }
 
@@ -275,6 +289,7 @@ impl<F: FrameSource> State<F> {
 
     /// Counts what was written; `false`: an event was given up, and the producer is another one.
     fn hear_reports(&mut self, unacked: &mut usize) -> bool {
+        let ended = self.producer.has_ended();
         let reports = &self.producer.context().reports;
         let (written, failed) =
             std::mem::take(&mut *reports.lock().unwrap_or_else(PoisonError::into_inner));
@@ -282,14 +297,12 @@ impl<F: FrameSource> State<F> {
         if let Some(pending) = &mut self.pending {
             pending.missing -= written.iter().filter(|number| **number < pending.below).count();
         }
-        let fatal = self.producer.client().fatal_error();
-        let Some(code) = failed.or(fatal.map(|(code, _)| code)) else { return true };
-        self.held_up(format!("an event was given up: {code}"));
+        let given_up = failed.map(|code| format!("an event was given up: {code}"));
+        let Some(reason) = given_up.or(ended) else { return true };
+        self.held_up(reason);
         std::thread::sleep(AFTER_ERROR);
-        match producer(&self.config) {
-            // The old one is dropped with what it has in flight; its reports go with it.
-            Ok(producer) => self.producer = producer,
-            Err(error) => self.held_up(error.to_string()),
+        if let Err(error) = self.producer.renew() {
+            self.held_up(error.to_string());
         }
         false
     }
@@ -319,7 +332,7 @@ impl<F: FrameSource> State<F> {
                 let (record, behind) = rest.split_at(head.length);
                 rest = behind;
                 if seq > self.read_through {
-                    self.teller.tell(journal, seq, record, events)?;
+                    self.teller.tell(journal, seq, record, &*self.home, events)?;
                 }
                 Ok(())
             });
@@ -356,12 +369,12 @@ impl<F: FrameSource> State<F> {
                 }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {
                     record = again;
-                    self.producer.poll(IDLE);
+                    self.producer.pause(IDLE);
                 }
                 Err((error, again)) => {
                     record = again;
                     self.held_up(error.to_string());
-                    self.producer.poll(AFTER_ERROR);
+                    self.producer.pause(AFTER_ERROR);
                 }
             }
             if self.is_stopped() {
@@ -376,7 +389,7 @@ impl<F: FrameSource> State<F> {
 
     /// Takes a copy now and then, and writes it once everything before it is in Kafka.
     fn keep_point(&mut self, unacked: usize) {
-        let now_ms = self.clock.monotonic_ns() / 1_000_000;
+        let now_ms = self.now_ms();
         if let Some(pending) = self.pending.take_if(|p| p.missing == 0) {
             match pending.point.write(&self.path) {
                 Ok(()) => {

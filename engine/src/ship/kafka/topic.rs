@@ -44,6 +44,8 @@ pub fn specs(config: &KafkaConfig) -> Vec<TopicSpec> {
         replication: config.replication,
         settings: vec![
             ("cleanup.policy", "delete".into()),
+            // By the brokers' clocks: a node whose own is wrong is neither refused nor forgotten.
+            ("message.timestamp.type", "LogAppendTime".into()),
             ("min.insync.replicas", config.min_insync.to_string()),
             ("retention.ms", config.retention_ms.to_string()),
         ],

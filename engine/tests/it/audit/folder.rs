@@ -129,8 +129,13 @@ pub fn write_stores(data: &Path, stores: Vec<Box<dyn Store>>) {
     }
 }
 
-const SETTINGS: WriterSettings =
-    WriterSettings { batch: 500, linger_ms: 0, mark_every_ms: 0, letters_every_ms: 0 };
+const SETTINGS: WriterSettings = WriterSettings {
+    batch: 500,
+    linger_ms: 0,
+    mark_every_ms: 0,
+    letters_every_ms: 0,
+    is_shared: false,
+};
 
 /// The journal's records up to one, as a source of a log.
 fn frames(data: &Path, through: u64) -> MemoryFrames {

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use onrush::audit::finding::{Check, Where};
-use onrush::kernel::record::Record;
+use onrush::cluster::map::SlotSet;
+use onrush::kernel::record::{CONTROL, Record, SlotsClaimed};
 use onrush::persist::sqlite::path_of;
 use onrush::ship::partition::{DatabaseShard, Layout};
-use onrush::units::{ItemIndex, MemberId, RedemptionId, Seq, Slot};
+use onrush::units::{ItemIndex, MemberId, NodeTime, RedemptionId, Seq, Slot};
 use rusqlite::Connection;
 
+use super::world::Line;
 use super::{assert_found, assert_passes, folder, right};
 
 /// Whom the tampering is done to: a member of database shard 1, and what is that member's.
@@ -64,8 +66,16 @@ pub(super) fn filled_in(sql: &str) -> String {
         .replace("$id", &format!("x'{:032x}'", v.redemption.get()))
         .replace("$item", &v.item.to_string())
         .replace("$seq", &v.seq.to_string())
+        .replace("$stranger", &stranger().to_string())
         .replace("$slot", &Slot::of(v.member).to_string())
         .replace("$change", &format!("seq = {}", change_seq()))
+}
+
+/// A member of database shard 1 without an account.
+fn stranger() -> u64 {
+    let layout = Layout::new(folder::DATABASES).unwrap();
+    let is_there = |id: &u64| layout.shard_of_slot(Slot::of(MemberId::new(*id))).get() == SHARD;
+    (1_000_000..2_000_000).find(is_there).unwrap()
 }
 
 fn here() -> Where {
@@ -106,6 +116,7 @@ fn change_seq() -> Seq {
 pub(super) type Row = (&'static str, Check, fn() -> Where);
 
 pub(super) const TAMPERED: &[Row] = &[
+    ("INSERT INTO slot_claims VALUES ($slot, 77, 'forged', 1, 1)", Check::StoreSlots, slot),
     ("DELETE FROM accounts WHERE member = $member", Check::StoreAccounts, account),
     ("UPDATE accounts SET free = free + 1 WHERE member = $member", Check::StoreAccounts, account),
     ("UPDATE accounts SET free = free + 1 WHERE member = $member", Check::StoreLedger, account),
@@ -234,6 +245,131 @@ fn every_wrong_row_is_found_by_its_check_and_its_place_is_named() {
         let data = right().copy();
         tamper(data.path(), sql);
         assert_found(sql, &folder::audit(data.path()), *check, at());
+    }
+}
+
+/// Claims lie on database shard 00, and hide rows: they are what the journal's own claim says.
+#[test]
+fn claims_are_compared_on_the_home_shard() {
+    let with_claim = |slots: &str| {
+        let mut lines = right().lines.clone();
+        let mut line = Line { slot: CONTROL, ..lines.last().unwrap().clone() };
+        line.set(&Record::SlotsClaimed(SlotsClaimed {
+            node: "a".into(),
+            version: 1,
+            slots: slots.into(),
+            at: NodeTime::new(line.at),
+        }));
+        lines.push(line);
+        let data = right().with_journal(&lines, 64);
+        folder::write_store(data.path(), [lines.len() as u64; 4]);
+        let path = path_of(&data.path().join("db"), DatabaseShard::new(0));
+        let mut connection = Connection::open(path).unwrap();
+        let transaction = connection.transaction().unwrap();
+        for slot in slots.parse::<SlotSet>().unwrap().iter() {
+            let journal = right().journal.get().cast_signed();
+            let row = rusqlite::params![slot.get(), journal];
+            let sql = "INSERT INTO slot_claims VALUES (?1, ?2, 'a', 1, 1)";
+            transaction.execute(sql, row).unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(connection);
+        data
+    };
+    let audit = |data: &Path, sql: &str| {
+        let copy = tempfile::tempdir().unwrap();
+        folder::copy(data, copy.path());
+        let connection = open(copy.path(), 0);
+        connection.execute_batch(sql).unwrap();
+        drop(connection);
+        folder::audit(copy.path())
+    };
+    let at = |slot: u16| Where::database(0).with_slot(Slot::new(slot));
+    let (alone, all) = (right().copy(), with_claim("0-4095"));
+    let (alone, all) = (alone.path(), all.path());
+    let report = audit(all, "UPDATE slot_claims SET node = node");
+    assert!(report.passes(), "{report}");
+    let forged = "INSERT INTO slot_claims VALUES (7, 77, 'forged', 1, 1)";
+    for (data, sql, slot) in [
+        // Of a node of several; of one that is alone; and one that has no slot.
+        (all, "DELETE FROM slot_claims WHERE slot = 7", 7),
+        (all, "UPDATE slot_claims SET journal = 77 WHERE slot = 7", 7),
+        (alone, forged, 7),
+        (all, "UPDATE slot_claims SET slot = 4096 WHERE slot = 7", 4096),
+    ] {
+        assert_found(sql, &audit(data, sql), Check::StoreSlots, at(slot));
+    }
+    let more = with_claim("0-9");
+    let sql = "INSERT INTO slot_claims SELECT 10, journal, 'a', 1, 1 FROM slot_claims LIMIT 1";
+    assert_found(sql, &audit(more.path(), sql), Check::StoreSlots, at(10));
+    // Hidden rows are named as such.
+    let hidden = audit(alone, forged);
+    assert_eq!(hidden.subject.others, [format!("{:016x}", 77)]);
+}
+
+/// As `onrush db archive` leaves a database shard: its rows are in files, their sums stay.
+fn take_out(connection: &Connection) {
+    connection
+        .execute_batch(
+            "INSERT INTO archived_balances SELECT journal, member, account, sum(amount)
+             FROM ledger GROUP BY journal, member, account;
+             INSERT INTO archived_stock SELECT journal, item, held, confirmed, released, reversed,
+                 retired FROM stock WHERE held + confirmed + released + reversed > 0;
+             INSERT INTO archived_months
+             SELECT 'ledger', '2023-11', count(*), max(at) + 1, 1 FROM ledger;
+             INSERT INTO archived_months
+             SELECT 'redemptions', '2023-11', count(*), max(created_at) + 1, 1 FROM redemptions;
+             DELETE FROM ledger; DELETE FROM redemptions;",
+        )
+        .unwrap();
+}
+
+#[test]
+fn months_that_were_taken_out_are_not_missed_and_their_sums_count() {
+    let taken = right().copy();
+    take_out(&open(taken.path(), SHARD));
+    let report = assert_passes("taken out", taken.path());
+    let figures = &report.database_shards[usize::from(SHARD)];
+    assert_eq!((figures.ledger_rows, figures.redemptions), (0, 0));
+    for (sql, check, at) in [
+        (
+            "UPDATE archived_balances SET amount = amount + 1
+             WHERE member = $member AND account = 1",
+            Check::StoreLedger,
+            account as fn() -> Where,
+        ),
+        ("DELETE FROM archived_balances WHERE member = $member", Check::StoreLedger, account),
+        ("UPDATE archived_balances SET journal = 77", Check::StoreLedger, account),
+        (
+            "INSERT INTO archived_balances SELECT journal, $stranger, 1, 5
+             FROM archived_balances LIMIT 1",
+            Check::StoreLedger,
+            here,
+        ),
+        (
+            "UPDATE archived_stock SET confirmed = confirmed + 1 WHERE item = $item",
+            Check::StoreStock,
+            stock,
+        ),
+        ("UPDATE archived_stock SET journal = 77", Check::StoreStock, stock),
+        ("DELETE FROM archived_stock WHERE item = $item", Check::StoreStock, stock),
+        // Rows that no month covers are missed.
+        ("DELETE FROM archived_months WHERE name = 'ledger'", Check::StoreLedger, here),
+        ("DELETE FROM archived_months WHERE name = 'redemptions'", Check::StoreRedemptions, here),
+        (
+            "UPDATE archived_months SET name = 'stock' WHERE name = 'ledger'",
+            Check::StoreLedger,
+            here,
+        ),
+    ] {
+        let data = tempfile::tempdir().unwrap();
+        folder::copy(taken.path(), data.path());
+        let path = path_of(&data.path().join("db"), DatabaseShard::new(SHARD));
+        let connection = Connection::open(path).unwrap();
+        connection.execute_batch(&filled_in(sql)).unwrap();
+        assert!(connection.total_changes() > 0, "{sql} changed nothing");
+        drop(connection);
+        assert_found(sql, &folder::audit(data.path()), check, at());
     }
 }
 

@@ -11,7 +11,7 @@ use super::in_store::{SHARD, TAMPERED, filled_in};
 use super::{assert_found, folder, right};
 use crate::stack_servers::{Flavour, Servers, shared};
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "accounts",
     "redemptions",
     "ledger",
@@ -21,6 +21,7 @@ const TABLES: [&str; 9] = [
     "sales",
     "items",
     "admin_changes",
+    "slot_claims",
 ];
 /// What a server says when a CHECK of the schema refuses a row.
 const REFUSED: [u16; 2] = [3819, 4025];
@@ -52,7 +53,7 @@ impl Databases {
         let layout = Layout::new(folder::DATABASES).unwrap();
         let month = Month::parse("2026-01").unwrap();
         for (shard, endpoint) in layout.shards().zip(stores::primaries(&store.mysql).unwrap()) {
-            migrate(&endpoint, shard, layout, (month, month)).unwrap();
+            migrate(&endpoint, shard, layout, layout, (month, month)).unwrap();
         }
         let data = right().copy();
         let folder = data.path().join("db");

@@ -172,7 +172,11 @@ impl World {
     fn define(&mut self, sale: SaleDefinition) -> SaleIndex {
         let first = self.control.items().len() as u32;
         let sale = Arc::new(sale.validate().unwrap());
-        self.control(&ControlCommand::DefineSale { sale: sale.clone(), note: note() });
+        self.control(&ControlCommand::DefineSale {
+            sale: sale.clone(),
+            is_home: true,
+            note: note(),
+        });
         let index = SaleIndex::new(self.control.sales().len() as u32 - 1);
         for (item, definition) in (first..).zip(&sale.definition().items) {
             let (item, granted) = (ItemIndex::new(item), u64::from(definition.stock.get()));
@@ -262,6 +266,7 @@ impl World {
         world.stock.0.borrow_mut().entry(PEN.get()).and_modify(|n| *n -= 25);
         let (key, units) = (world.key(), Quantity::new(25));
         let (asked, taken) = (units, units);
+        world.control(&ControlCommand::Return { item: PEN, quantity: units, epoch: 1 });
         world.control(&ControlCommand::WithdrawStock {
             item: PEN,
             asked,

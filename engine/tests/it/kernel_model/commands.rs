@@ -181,7 +181,8 @@ impl Stream {
             0..3 => {
                 let sale = self.definition();
                 self.definitions.push(Arc::clone(&sale));
-                ControlCommand::DefineSale { sale, note }
+                let is_home = !self.random.percent(20);
+                ControlCommand::DefineSale { sale, is_home, note }
             }
             3..9 if !self.definitions.is_empty() => {
                 let place = self.random.below(self.definitions.len());
@@ -191,7 +192,7 @@ impl Stream {
                     definition.name.push('!');
                     sale = Arc::new(definition.validate().expect("only a name has changed"));
                 }
-                ControlCommand::DefineSale { sale, note }
+                ControlCommand::DefineSale { sale, is_home: true, note }
             }
             3..35 => {
                 let count = self.model.sales.len();
@@ -217,18 +218,32 @@ impl Stream {
             }
             50..60 => {
                 let asked = Quantity::new(self.random.below(6) as u32);
-                let (taken, key) = (self.take(item, asked.get()), self.key());
+                let taken = Quantity::new(self.random.below(asked.get() as usize + 2) as u32);
+                let key = self.key();
                 let command = ControlCommand::WithdrawStock { item, asked, taken, key, note };
                 self.stock_changes.push(command.clone());
                 command
             }
             60..68 if !self.stock_changes.is_empty() => self.stock_again(),
-            60..90 => {
+            60..87 => {
                 let known = self.model.items.get(item.get() as usize);
-                let (granted, pool) =
-                    known.map_or((0, 5), |i| (i.granted, i.total - (i.granted - i.returned)));
+                let (granted, pool, epoch) = known.map_or((0, 5, 1), |i| {
+                    (i.granted, i.total - (i.granted - i.returned), i.epoch)
+                });
                 let granted = granted + self.random.below(pool as usize + 2) as u64;
-                ControlCommand::GrantAccepted { item, granted, epoch: 1 }
+                let epoch = if self.random.percent(10) { epoch.saturating_sub(1) } else { epoch };
+                ControlCommand::GrantAccepted { item, granted, epoch }
+            }
+            87..90 => {
+                let known = self.model.items.get(item.get() as usize);
+                let (epoch, here) = known.map_or((0, 0), |i| (i.epoch, i.granted - i.returned));
+                if self.random.percent(40) {
+                    let (epoch, server) = (epoch + self.random.below(3) as u32, self.key());
+                    ControlCommand::SeeEpoch { item, epoch, server }
+                } else {
+                    let total = (here + self.random.below(20) as u64).saturating_sub(2);
+                    ControlCommand::SeeTotal { item, total }
+                }
             }
             90..97 => {
                 let wanted = self.random.below(3) as u32;
@@ -254,9 +269,8 @@ impl Stream {
             ControlCommand::AddStock { quantity, .. } if is_changed => {
                 *quantity = Quantity::new(quantity.get() + 1);
             }
-            ControlCommand::WithdrawStock { item, asked, taken, .. } => {
+            ControlCommand::WithdrawStock { asked, .. } => {
                 *asked = Quantity::new(asked.get() + u32::from(is_changed));
-                *taken = self.take(*item, asked.get());
             }
             _ => {}
         }

@@ -93,16 +93,21 @@ impl Conservation {
             Record::Granted(r) => {
                 let known = self.items.entry(r.item).or_default();
                 known.0 = r.granted;
-                assert!(known.0 - known.1 <= self.totals[&r.item], "I1");
+                assert!(known.0 - known.1 <= self.totals.get(&r.item).copied().unwrap_or(0), "I1");
             }
             Record::Returned(r) => {
                 self.items.entry(r.item).or_default().1 = r.returned;
                 self.units(r.item, None, None);
             }
-            Record::KeysDropped(_)
+            Record::TotalSeen(r) => {
+                self.totals.insert(r.item, r.total);
+            }
+            Record::EpochSeen(_)
+            | Record::KeysDropped(_)
             | Record::SaleDefined(_)
             | Record::SaleChanged(_)
             | Record::ChangeSeen(_)
+            | Record::SlotsClaimed(_)
             | Record::Imported(_) => {}
         }
     }

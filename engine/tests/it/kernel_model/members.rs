@@ -60,7 +60,9 @@ impl Model {
                         return Outcome::Redemption { view, replayed: false };
                     }
                 }
-                refused(Code::RedemptionNotFound, 0)
+                let is_possible = member.is_none_or(|member| Slot::of(member) == id.slot());
+                let forgotten = if is_possible { self.forgotten_sales(id.slot()) } else { 0 };
+                refused(Code::RedemptionNotFound, forgotten)
             }
             Command::ListRedemptions { member, before, limit } => {
                 let mut views = Vec::new();
@@ -73,7 +75,8 @@ impl Model {
                         }
                     }
                 }
-                Outcome::Redemptions(views)
+                let forgotten_sales = self.forgotten_sales(Slot::of(*member));
+                Outcome::Redemptions { views, forgotten_sales }
             }
             Command::ReadKey { member, key } => {
                 if let Some(person) = self.people.get(&member.get())
@@ -82,12 +85,16 @@ impl Model {
                     let view = r.view(member.get(), r.state, person.free);
                     return Outcome::Redemption { view, replayed: false };
                 }
-                refused(Code::RedemptionNotFound, 0)
+                refused(Code::RedemptionNotFound, self.forgotten_sales(Slot::of(*member)))
             }
             Command::Recall { member, key, item, quantity, hold } => self
                 .recall(member.get(), key.get(), (item.get(), *quantity, *hold))
                 .unwrap_or_else(|| refused(Code::RedemptionNotFound, 0)),
         }
+    }
+
+    fn forgotten_sales(&self, slot: Slot) -> u64 {
+        self.slots.get(&slot).map_or(0, |book| book.dropped.len() as u64)
     }
 
     /// What a known key is answered with.

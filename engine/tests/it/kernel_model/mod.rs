@@ -90,6 +90,9 @@ struct Item {
     price: u64,
     limit: u32,
     eligible: Option<Vec<(u64, u64)>>,
+    /// Its total is changed here, and not learned from a pool.
+    is_home: bool,
+    epoch: u32,
     total: u64,
     granted: u64,
     returned: u64,

@@ -5,8 +5,8 @@ use onrush::kernel::command::Refusal;
 use onrush::kernel::control::{ControlCommand, ControlOutcome};
 use onrush::kernel::definition::SaleDefinition;
 use onrush::kernel::record::{
-    AdminNote, CONTROL, Granted, Imported, Record, Returned, SaleChange, SaleChanged, SaleDefined,
-    StockChanged,
+    AdminNote, CONTROL, EpochSeen, Granted, Imported, Record, Returned, SaleChange, SaleChanged,
+    SaleDefined, StockChanged, TotalSeen,
 };
 use onrush::units::{ItemIndex, KeyHash, NodeTime, Quantity, SaleIndex};
 
@@ -20,7 +20,7 @@ impl Model {
     pub(super) fn control(&mut self, now: u64, command: &ControlCommand) -> ControlOutcome {
         let at = NodeTime::new(now);
         match command {
-            ControlCommand::DefineSale { sale, note } => {
+            ControlCommand::DefineSale { sale, is_home, note } => {
                 let (definition, canonical) = (sale.definition(), sale.canonical());
                 let known = self.sales.iter().position(|s| s.id == definition.id);
                 if let Some(index) = known {
@@ -30,7 +30,7 @@ impl Model {
                     let sale = SaleIndex::new(index as u32);
                     return ControlOutcome::Defined { sale, replayed: true };
                 }
-                let sale = self.add_sale(definition, canonical, at, note);
+                let sale = self.add_sale(definition, canonical, *is_home, at, note);
                 ControlOutcome::Defined { sale, replayed: false }
             }
             ControlCommand::Change { sale, change, note } => {
@@ -67,7 +67,7 @@ impl Model {
                 if self.sales[known.sale as usize].phase == 2 {
                     return no(Code::SaleEnded);
                 }
-                if quantity.get() == 0 {
+                if quantity.get() == 0 || !known.is_home {
                     return no(Code::Invalid);
                 }
                 known.total += u64::from(quantity.get());
@@ -77,22 +77,16 @@ impl Model {
                 let body = (item.get(), false, asked.get());
                 let units = u64::from(taken.get());
                 if let Some(answer) = self.stock_answer(body, *key) {
-                    self.give_back(*item, units);
                     return answer;
                 }
                 let Some(known) = self.items.get_mut(item.get() as usize) else {
                     return no(Code::ItemNotFound);
                 };
-                if asked.get() == 0 || taken > asked || units > known.granted - known.returned {
-                    self.give_back(*item, units);
+                let pool = known.total - (known.granted - known.returned);
+                if asked.get() == 0 || taken > asked || units > pool || !known.is_home {
                     return no(Code::Invalid);
                 }
                 known.total -= units;
-                if units > 0 {
-                    known.returned += units;
-                    let returned = known.returned;
-                    self.note(Returned { item: *item, returned, epoch: 0, at });
-                }
                 self.change_stock(at, body, *taken, *key, note)
             }
             ControlCommand::GrantAccepted { item, granted, epoch } => {
@@ -101,7 +95,7 @@ impl Model {
                 };
                 let before = known.granted;
                 if *granted > before {
-                    if granted - known.returned > known.total {
+                    if granted - known.returned > known.total || *epoch < known.epoch {
                         return no(Code::Invalid);
                     }
                     known.granted = *granted;
@@ -123,6 +117,28 @@ impl Model {
                 let returned = known.returned;
                 self.note(Returned { item: *item, returned, epoch: *epoch, at });
                 self.lease(*item)
+            }
+            ControlCommand::SeeEpoch { item, epoch, server } => {
+                match self.items.get_mut(item.get() as usize) {
+                    Some(known) if *epoch > known.epoch => known.epoch = *epoch,
+                    _ => return no(Code::Invalid),
+                }
+                self.note(EpochSeen { item: *item, epoch: *epoch, server: *server, at });
+                ControlOutcome::Noted
+            }
+            ControlCommand::SeeTotal { item, total } => {
+                match self.items.get_mut(item.get() as usize) {
+                    Some(known) if known.is_home => return no(Code::Invalid),
+                    Some(known) if known.granted - known.returned <= *total => {
+                        known.total = *total;
+                    }
+                    _ => return no(Code::Invalid),
+                }
+                self.note(TotalSeen { item: *item, total: *total, at });
+                ControlOutcome::Noted
+            }
+            ControlCommand::ClaimSlots { .. } => {
+                unreachable!("a claim comes from a node's start; the kernel's own tests have it")
             }
             ControlCommand::Imported { rows, opened, existing, content, note } => {
                 let (rows, opened, existing) = (*rows, *opened, *existing);
@@ -161,6 +177,7 @@ impl Model {
         &mut self,
         definition: &SaleDefinition,
         canonical: &str,
+        is_home: bool,
         at: NodeTime,
         note: &AdminNote,
     ) -> SaleIndex {
@@ -190,17 +207,22 @@ impl Model {
                 let (a, b) = text.split_once('-').unwrap_or((text, text));
                 (a.parse().expect("digits"), b.parse().expect("digits"))
             };
-            let total = u64::from(item.stock.get());
+            let total = if is_home { u64::from(item.stock.get()) } else { 0 };
             self.items.push(Item {
                 sale: sale.get(),
                 price: item.points.get(),
                 limit: item.limit_per_member.get(),
                 eligible: item.eligible.as_ref().map(|list| list.iter().map(range).collect()),
+                is_home,
+                epoch: 0,
                 total,
                 granted: 0,
                 returned: 0,
                 free: 0,
             });
+            if !is_home {
+                continue;
+            }
             self.note(StockChanged {
                 item: ItemIndex::new(number),
                 added: true,

@@ -16,14 +16,14 @@ use crate::e2e_client::Wish;
 const PARTITIONS: i32 = 33;
 
 #[track_caller]
-fn open(node: &Node) {
+pub fn open(node: &Node) {
     node.import_members(1, MEMBERS, POINTS);
     node.open_sale(SALE, 600_000, ITEMS);
 }
 
 /// Sells so many units, one after the other, to members in turn.
 #[track_caller]
-fn sell(node: &Node, tag: &str, count: u64) {
+pub fn sell(node: &Node, tag: &str, count: u64) {
     let mut client = node.client();
     for number in 0..count {
         let wish = Wish::new(1 + number % MEMBERS, format!("{tag}-{number}"), SALE, "plenty");
@@ -33,7 +33,7 @@ fn sell(node: &Node, tag: &str, count: u64) {
 
 /// The node, its journal and the database shards agree, and nothing is missing there.
 #[track_caller]
-fn conclude(shop: &Shop, node: Node) {
+pub fn conclude(shop: &Shop, node: Node) {
     wait_stored(&node);
     node.audit();
     assert!(node.stop().success());

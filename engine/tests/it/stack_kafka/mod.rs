@@ -2,6 +2,7 @@
 //!
 //! Each test has topics and a group of its own, on the broker that all tests of the process share.
 
+mod clock;
 mod events;
 mod faults;
 #[cfg(feature = "kafka-tls")]

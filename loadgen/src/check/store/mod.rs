@@ -9,9 +9,11 @@ mod sqlite;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::check::after::{Check, Seen};
+use crate::check::view::{NO_STATE, STATES};
 use crate::check::{CheckError, Checked};
 use crate::work::accepted::Finding;
 
@@ -22,7 +24,7 @@ pub type Id = [u8; 16];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub member: u64,
-    pub sku: String,
+    pub sku: Arc<str>,
     pub quantity: u32,
     pub points: u64,
     pub state: &'static str,
@@ -36,6 +38,11 @@ const REDEMPTIONS: &str =
 const LEDGER_SUMS: &str = "SELECT redemption, \
                            SUM(CASE WHEN account <= 2 THEN amount ELSE 0 END), SUM(amount) \
                            FROM ledger WHERE redemption IS NOT NULL GROUP BY redemption";
+
+/// Redemptions that the ledger names and the store has not, in no sale.
+const ORPHANS: &str = "SELECT DISTINCT l.redemption FROM ledger l \
+                       LEFT JOIN redemptions r ON r.id = l.redemption \
+                       WHERE l.redemption IS NOT NULL AND r.id IS NULL";
 
 /// Where the database shards are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +111,7 @@ trait Shard {
     fn items(&mut self, sale: &str, see: &mut dyn FnMut(StoredItem)) -> Result<(), CheckError>;
     fn redemptions(&mut self, see: &mut dyn FnMut(StoredRow)) -> Result<(), CheckError>;
     fn ledger_sums(&mut self, see: &mut dyn FnMut(LedgerSum)) -> Result<(), CheckError>;
+    fn orphans(&mut self, see: &mut dyn FnMut(Id)) -> Result<(), CheckError>;
 }
 
 /// Parses the text of an id.
@@ -117,6 +125,15 @@ pub fn ids_of_sale(store: &Store, sale: &str) -> Result<HashSet<Id>, CheckError>
     Ok(rows_of_sale(store, sale)?.into_keys().collect())
 }
 
+/// The ids that the ledger names and the store has not.
+pub fn orphans(store: &Store) -> Result<HashSet<Id>, CheckError> {
+    let mut ids = HashSet::new();
+    for shard in &mut store.open()? {
+        shard.orphans(&mut |id| ids.extend([id]))?;
+    }
+    Ok(ids)
+}
+
 /// Compares the store with what was accepted, once it has caught up.
 pub fn check(
     store: &Store,
@@ -125,8 +142,16 @@ pub fn check(
     checked: &mut Checked,
     found: &mut Vec<Finding>,
 ) -> Result<(), CheckError> {
-    let wanted: HashMap<Id, &Seen<'_>> =
-        seen.iter().filter_map(|s| Some((parse_id(&s.accepted.id)?, s))).collect();
+    let mut wanted: HashMap<Id, &Seen<'_>> = HashMap::with_capacity(seen.len());
+    for s in seen {
+        let Some(id) = parse_id(&s.accepted.id) else {
+            let name = check.name(s.number, s.accepted);
+            let text = format!("{name}: no store can have it under that id, which is no UUID");
+            found.push(Finding { kind: "malformed-answer", text });
+            continue;
+        };
+        wanted.insert(id, s);
+    }
     let rows = wait_for(store, check, &wanted)?;
     checked.found_in_store = Some(wanted.keys().filter(|id| rows.contains_key(*id)).count() as u64);
     for (id, s) in &wanted {
@@ -136,7 +161,7 @@ pub fn check(
                 let text = format!("{}: accepted, and not in the store", name());
                 found.push(Finding { kind: "lost", text });
             }
-            Some(row) if !is_same(row, s) => {
+            Some(row) if !is_same(check, row, s) => {
                 let text = format!(
                     "{}: in the store it is member {}, {} of {}, {} points, {}; over the API {}",
                     name(),
@@ -145,7 +170,7 @@ pub fn check(
                     row.sku,
                     row.points,
                     row.state,
-                    s.now.state
+                    s.now.state()
                 );
                 found.push(Finding { kind: "store-differs", text });
             }
@@ -163,30 +188,46 @@ pub fn check(
             found.push(Finding { kind: "unasked-effect", text });
         }
     }
+    let orphans = orphans(store)?;
+    let is_new = |id: &&Id| !check.before.orphans.contains(*id) && !rows.contains_key(*id);
+    for id in orphans.iter().filter(is_new) {
+        let text = format!(
+            "the ledger has rows of redemption {:032x}, which is not in the store",
+            u128::from_be_bytes(*id)
+        );
+        found.push(Finding { kind: "ledger-differs", text });
+    }
     ledger_rows(store, check, &wanted, found)
 }
 
-fn is_same(row: &Row, s: &Seen<'_>) -> bool {
+fn is_same(check: &Check<'_>, row: &Row, s: &Seen<'_>) -> bool {
+    let sku = &*check.work.items[s.accepted.item as usize].sku;
     // A hold may have ended between the two looks.
-    let state = row.state == s.now.state || (s.now.state == "held" && row.state == "expired");
+    let state = row.state == s.now.state() || (s.now.state() == "held" && row.state == "expired");
     let a = s.accepted;
     state
-        && (row.member, &row.sku, row.quantity, row.points)
-            == (a.member, &s.now.sku, a.quantity, a.points)
+        && (row.member, &*row.sku, row.quantity, row.points)
+            == (a.member, sku, a.quantity, a.points)
 }
 
-/// Reads until all that is wanted is there in its state, or the time is over.
+/// Reads until all that is wanted is there in its state and nothing more comes, or time is over.
 fn wait_for(
     store: &Store,
     check: &Check<'_>,
     wanted: &HashMap<Id, &Seen<'_>>,
 ) -> Result<HashMap<Id, Row>, CheckError> {
     const STEP: Duration = Duration::from_millis(100);
+    const STILL: u32 = 5;
     let mut left = check.options.store_wait;
+    let (mut count, mut still) = (usize::MAX, 0);
     loop {
         let rows = rows_of_sale(store, &check.work.sale)?;
-        let is_there = |(id, s): (&Id, &&Seen<'_>)| rows.get(id).is_some_and(|row| is_same(row, s));
-        if left.is_zero() || wanted.iter().all(is_there) {
+        let is_there =
+            |(id, s): (&Id, &&Seen<'_>)| rows.get(id).is_some_and(|row| is_same(check, row, s));
+        // What nobody was told of may come behind what is wanted.
+        still = if rows.len() == count { still + 1 } else { 0 };
+        count = rows.len();
+        if left.is_zero() || (still >= STILL && wanted.iter().all(is_there)) {
             return Ok(rows);
         }
         std::thread::sleep(STEP.min(left));
@@ -198,22 +239,18 @@ fn wait_for(
 pub fn rows_of_sale(store: &Store, sale: &str) -> Result<HashMap<Id, Row>, CheckError> {
     let mut shards = store.open()?;
     // Sales and items are written to one shard only, by the control partition.
-    let mut skus: HashMap<(u64, u32), String> = HashMap::new();
+    let mut skus: HashMap<(u64, u32), Arc<str>> = HashMap::new();
     for shard in &mut shards {
-        shard.items(sale, &mut |item| drop(skus.insert((item.journal, item.item), item.sku)))?;
+        shard.items(sale, &mut |item| {
+            drop(skus.insert((item.journal, item.item), item.sku.into()));
+        })?;
     }
     let mut rows = HashMap::new();
     for shard in &mut shards {
         shard.redemptions(&mut |row| {
             let Some(sku) = skus.get(&(row.journal, row.item)) else { return };
-            let state = match row.state {
-                1 => "held",
-                2 => "confirmed",
-                3 => "cancelled",
-                4 => "expired",
-                5 => "reversed",
-                _ => "of no known state",
-            };
+            let state = usize::from(row.state).checked_sub(1).and_then(|at| STATES.get(at));
+            let state = state.unwrap_or(&NO_STATE);
             let StoredRow { id, member, quantity, points, .. } = row;
             rows.insert(id, Row { member, sku: sku.clone(), quantity, points, state });
         })?;
@@ -232,13 +269,16 @@ fn ledger_rows(
     let mut sums: HashMap<Id, (i64, i64)> = HashMap::new();
     for shard in &mut store.open()? {
         shard.ledger_sums(&mut |part| {
+            if !wanted.contains_key(&part.redemption) {
+                return;
+            }
             let sum = sums.entry(part.redemption).or_default();
             *sum = (sum.0 + part.of_member, sum.1 + part.of_all);
         })?;
     }
     for (id, s) in wanted {
         let (member, all) = sums.get(id).copied().unwrap_or_default();
-        let cost = if s.now.state == "confirmed" { s.now.points.cast_signed() } else { 0 };
+        let cost = if s.now.state() == "confirmed" { s.now.points.cast_signed() } else { 0 };
         if member != -cost || all != 0 {
             let text = format!(
                 "{}: its ledger rows move {member} points of the member (expected {}), and sum to \

@@ -8,7 +8,9 @@ use std::sync::mpsc::sync_channel;
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Opts, Row};
 
-use super::{ITEMS, Id, LEDGER_SUMS, LedgerSum, REDEMPTIONS, Shard, StoredItem, StoredRow};
+use super::{
+    ITEMS, Id, LEDGER_SUMS, LedgerSum, ORPHANS, REDEMPTIONS, Shard, StoredItem, StoredRow,
+};
 use crate::check::CheckError;
 
 /// Rows between the thread that reads and the one that compares.
@@ -101,6 +103,13 @@ impl Shard for Database {
             // Sums of integers are decimals there, and decimals come as text.
             let sum = |at| row.get::<String, _>(at)?.parse().ok();
             see(LedgerSum { redemption: id(&row, 0)?, of_member: sum(1)?, of_all: sum(2)? });
+            Some(())
+        })
+    }
+
+    fn orphans(&mut self, see: &mut dyn FnMut(Id)) -> Result<(), CheckError> {
+        self.each(ORPHANS, None, &mut |row| {
+            see(id(&row, 0)?);
             Some(())
         })
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::{ITEMS, LEDGER_SUMS, LedgerSum, REDEMPTIONS, Shard, StoredItem, StoredRow};
+use super::{
+    ITEMS, Id, LEDGER_SUMS, LedgerSum, ORPHANS, REDEMPTIONS, Shard, StoredItem, StoredRow,
+};
 use crate::check::CheckError;
 
 struct File {
@@ -93,6 +95,13 @@ impl Shard for File {
     fn ledger_sums(&mut self, see: &mut dyn FnMut(LedgerSum)) -> Result<(), CheckError> {
         self.each(LEDGER_SUMS, [], |row| {
             see(LedgerSum { redemption: row.get(0)?, of_member: row.get(1)?, of_all: row.get(2)? });
+            Ok(())
+        })
+    }
+
+    fn orphans(&mut self, see: &mut dyn FnMut(Id)) -> Result<(), CheckError> {
+        self.each(ORPHANS, [], |row| {
+            see(row.get(0)?);
             Ok(())
         })
     }

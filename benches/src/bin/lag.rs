@@ -1,0 +1,383 @@
+//! How long a redemption is on its way to its row, and what shipping costs the sale.
+//!
+//! ```text
+//!  load at a fixed rate ─▶ node A: no shipper            latency from the planned start
+//!                    in turns ─▶ node B: Kafka, persist   the same
+//!  probes beside it: 201 received ─▶ the row is read on its database shard
+//!  then persist is stopped, the sale goes on, persist is started again: how fast it drains
+//! ```
+//! The servers (Kafka, one or more `MySQL`) are started by `scripts/bench lag`. A node has a core
+//! of its own, as it would have machines of its own; servers, persist and load share the others,
+//! and the load goes first there.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use hdrhistogram::Histogram;
+use mysql_async::prelude::Queryable as _;
+use onrush_benches::servers::{Server, binary, median};
+use serde_json::json;
+
+/// Measures the way from an answered redemption to its row, and what shipping costs the sale
+#[derive(Parser)]
+struct Args {
+    /// The databases, in their order: mysql://USER@HOST:PORT/DATABASE
+    #[arg(long = "url", required = true)]
+    urls: Vec<String>,
+    #[arg(long)]
+    password_file: PathBuf,
+    /// Kafka's brokers
+    #[arg(long)]
+    bootstrap: String,
+    /// Redemptions per second
+    #[arg(long, default_value_t = 2_000)]
+    rate: u64,
+    /// Of one turn
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Where the nodes' data lies: a disk, not tmpfs
+    #[arg(long, default_value = "target/bench-data/lag")]
+    data: PathBuf,
+}
+
+const NODE_CORE: usize = 0;
+/// Turns of load that persist is away for, before it is to catch up.
+const AWAY_TURNS: usize = 4;
+const MEMBERS: u64 = 50_000;
+const CONNECTIONS: u64 = 16;
+const PROBES: u64 = 4;
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn main() -> Fallible<()> {
+    let args = Args::parse();
+    // Before any thread starts.
+    let mut cores = rustix::thread::CpuSet::new();
+    (NODE_CORE + 1..std::thread::available_parallelism()?.get()).for_each(|core| cores.set(core));
+    rustix::thread::sched_setaffinity(None, &cores)?;
+    let data = std::path::absolute(&args.data)?;
+    let _ = std::fs::remove_dir_all(&data);
+    std::fs::create_dir_all(&data)?;
+    let config = write_config(&args, &data)?;
+    for command in [["db", "migrate"], ["kafka", "init"]] {
+        let status = Command::new(binary("onrush"))
+            .args(command)
+            .arg("--config")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .status()?;
+        if !status.success() {
+            return Err(format!("onrush {}: {status}", command.join(" ")).into());
+        }
+    }
+    let alone = start(&data, "alone", &[("ONRUSH__PERSIST__RUN", "false")], None)?;
+    let shipping = start(&data, "shipping", &[], Some(&config))?;
+    let mut persister = persist(&config)?;
+    for server in [&alone, &shipping] {
+        prepare(server.addresses[1])?;
+    }
+    let keys = AtomicU64::new(0);
+    let (mut plain, mut shipped, mut lag) = (Vec::new(), Vec::new(), histogram()?);
+    for round in 0..args.rounds {
+        plain.push(load(alone.addresses[0], &args, &keys)?);
+        let (is_over, address) = (AtomicBool::new(false), shipping.addresses[0]);
+        let (latency, lags) = std::thread::scope(|scope| {
+            let probes: Vec<_> = (0..PROBES)
+                .map(|_| {
+                    let (args, keys, is_over) = (&args, &keys, &is_over);
+                    scope.spawn(move || watch_rows(address, args, keys, is_over))
+                })
+                .collect();
+            let latency = load(address, &args, &keys);
+            is_over.store(true, Ordering::Relaxed);
+            let lags: Vec<_> = probes
+                .into_iter()
+                .map(|p| p.join().unwrap_or_else(|_| Err("a probe".into())))
+                .collect();
+            (latency, lags)
+        });
+        shipped.push(latency?);
+        for of_probe in lags {
+            lag.add(of_probe?)?;
+        }
+        eprintln!(
+            "round {}: {} probes, lag p50 {} µs",
+            round + 1,
+            lag.len(),
+            lag.value_at_quantile(0.5)
+        );
+    }
+
+    // Persist is away for a turn, and catches up.
+    wait_for_rows(&args, keys_of(&shipped) + lag.len())?;
+    persister.kill()?;
+    persister.wait()?;
+    let before = rows(&args)?;
+    let mut missing = 0;
+    for _ in 0..AWAY_TURNS {
+        missing += load(shipping.addresses[0], &args, &keys)?.len();
+    }
+    let began = Instant::now();
+    let mut persister = persist(&config)?;
+    wait_for_rows(&args, before + 1)?;
+    let joined_s = began.elapsed().as_secs_f64();
+    let begun = rows(&args)?;
+    let first = Instant::now();
+    wait_for_rows(&args, before + missing)?;
+    let (drained, drain_s) = (before + missing - begun, first.elapsed().as_secs_f64());
+    persister.kill()?;
+    persister.wait()?;
+
+    let quantile = |all: &[Histogram<u64>], q: f64| {
+        median(&all.iter().map(|h| h.value_at_quantile(q) as f64).collect::<Vec<_>>())
+    };
+    let figures = json!({
+        "rate_per_s": args.rate,
+        "rounds": args.rounds,
+        "database_shards": args.urls.len(),
+        "lag_us": {
+            "p50": lag.value_at_quantile(0.5),
+            "p99": lag.value_at_quantile(0.99),
+            "probes": lag.len(),
+            "what": "201 received to the row read on its database shard, looked for every ms"
+        },
+        "sale_latency_us": {
+            "without_shipper": { "p50": quantile(&plain, 0.5), "p99": quantile(&plain, 0.99) },
+            "with_shipper": { "p50": quantile(&shipped, 0.5), "p99": quantile(&shipped, 0.99) },
+            "p99_ratio": quantile(&shipped, 0.99) / quantile(&plain, 0.99),
+        },
+        "drain": {
+            "rows": drained,
+            "seconds": drain_s,
+            "rows_per_s": drained as f64 / drain_s,
+            "ratio_to_sale": drained as f64 / drain_s / args.rate as f64,
+            "seconds_to_the_first_row": joined_s,
+            "what": "persist started again behind four turns of load; first row to last"
+        },
+    });
+    println!("{}", serde_json::to_string_pretty(&figures)?);
+    drop((alone, shipping));
+    std::fs::remove_dir_all(&data)?;
+    Ok(())
+}
+
+fn histogram() -> Fallible<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
+}
+
+/// Answers of these turns, all of them 201.
+fn keys_of(turns: &[Histogram<u64>]) -> u64 {
+    turns.iter().map(Histogram::len).sum()
+}
+
+fn write_config(args: &Args, data: &Path) -> Fallible<PathBuf> {
+    let path = data.join("onrush.toml");
+    let urls = serde_json::to_string(&args.urls)?;
+    let text = format!(
+        "[log]\nkind = \"kafka\"\n[log.kafka]\nbootstrap = \"{}\"\nreplication = 1\n\
+         min_insync = 1\n[persist]\nrun = false\n[store]\nkind = \"mysql\"\n[store.mysql]\n\
+         urls = {urls}\npassword_file = \"{}\"\n",
+        args.bootstrap,
+        args.password_file.display()
+    );
+    std::fs::write(&path, text)?;
+    Ok(path)
+}
+
+fn start(
+    data: &Path,
+    name: &str,
+    env: &[(&str, &str)],
+    config: Option<&Path>,
+) -> std::io::Result<Server> {
+    let ready = data.join(format!("{name}.ready"));
+    let mut command = Command::new(binary("onrush"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.arg("--ready-file").arg(&ready).arg("--data").arg(data.join(name));
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
+    command.envs(env.iter().copied()).env("ONRUSH__SHARDS__COUNT", "1").env("RUST_LOG", "error");
+    Server::start(&command, NODE_CORE, &ready)
+}
+
+fn persist(config: &Path) -> std::io::Result<Child> {
+    let mut command = Command::new("nice");
+    command.args(["-n", "19"]).arg(binary("onrush"));
+    command.args(["persist", "--config"]).arg(config).env("RUST_LOG", "error");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+}
+
+/// One request on a connection of its own; the whole answer.
+fn call(address: SocketAddr, head: &str, content_type: &str, body: &str) -> Fallible<String> {
+    let mut stream = TcpStream::connect(address)?;
+    let length = body.len();
+    write!(
+        stream,
+        "{head} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\nx-operator: bench\r\n\
+         content-type: {content_type}\r\ncontent-length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn prepare(admin: SocketAddr) -> Fallible<()> {
+    use std::fmt::Write as _;
+    let mut rows = String::from("member,points\n");
+    for member in 1..=MEMBERS {
+        writeln!(rows, "{member},1000000000")?;
+    }
+    let answer = call(admin, "POST /v1/members:import", "text/csv", &rows)?;
+    if !answer.starts_with("HTTP/1.1 200") {
+        return Err(answer.into());
+    }
+    let sale = json!({
+        "id": "lag", "name": "Lag", "opens_at": "2020-01-01T00:00:00Z",
+        "closes_at": "2099-01-01T00:00:00Z", "hold_ttl_ms": 60_000,
+        "items": [{ "sku": "thing", "name": "Thing", "points": 1, "stock": 1_000_000_000,
+                    "limit_per_member": 1_000_000 }]
+    });
+    let answer = call(admin, "POST /v1/sales", "application/json", &sale.to_string())?;
+    if answer.starts_with("HTTP/1.1 2") { Ok(()) } else { Err(answer.into()) }
+}
+
+/// A kept connection.
+struct Client(TcpStream);
+
+impl Client {
+    fn open(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        Ok(Self(stream))
+    }
+
+    /// Redeems; the redemption's id.
+    fn redeem(&mut self, key: u64) -> Fallible<(u64, String)> {
+        let member = 1 + key % MEMBERS;
+        let body = "{\"sku\":\"thing\",\"quantity\":1}";
+        let length = body.len();
+        let request = format!(
+            "POST /v1/sales/lag/redemptions HTTP/1.1\r\nhost: bench\r\nx-member-id: {member}\r\n\
+             idempotency-key: k{key}\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        );
+        self.0.write_all(request.as_bytes())?;
+        let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+        loop {
+            let count = self.0.read(&mut part)?;
+            bytes.extend_from_slice(&part[..count]);
+            let text = String::from_utf8_lossy(&bytes);
+            if count == 0 || (text.contains("\r\n\r\n") && text.ends_with('}')) {
+                let id = text.split("\"id\":\"").nth(1).and_then(|rest| rest.split('"').next());
+                return match id {
+                    Some(id) if text.starts_with("HTTP/1.1 201") => Ok((member, id.to_owned())),
+                    _ => Err(text.into_owned().into()),
+                };
+            }
+        }
+    }
+}
+
+/// One turn at the rate: latencies from the planned start. Units: microseconds.
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn load(address: SocketAddr, args: &Args, keys: &AtomicU64) -> Fallible<Histogram<u64>> {
+    let pause = Duration::from_secs(1) * CONNECTIONS as u32 / args.rate as u32;
+    let count = args.rate * args.seconds / CONNECTIONS;
+    let one = &|number: u64| -> Fallible<Histogram<u64>> {
+        let (mut client, mut seen) = (Client::open(address)?, histogram()?);
+        let mut planned = Instant::now() + pause * number as u32 / CONNECTIONS as u32;
+        for _ in 0..count {
+            std::thread::sleep(planned.saturating_duration_since(Instant::now()));
+            client.redeem(keys.fetch_add(1, Ordering::Relaxed))?;
+            seen.saturating_record(planned.elapsed().as_micros() as u64);
+            planned += pause;
+        }
+        Ok(seen)
+    };
+    let parts: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..CONNECTIONS).map(|n| scope.spawn(move || one(n))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a client".into()))).collect()
+    });
+    let mut all = histogram()?;
+    for part in parts {
+        all.add(part?)?;
+    }
+    Ok(all)
+}
+
+/// Redeems, and looks for the row until it is there; times between. Units: microseconds.
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn watch_rows(
+    address: SocketAddr,
+    args: &Args,
+    keys: &AtomicU64,
+    is_over: &AtomicBool,
+) -> Fallible<Histogram<u64>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut client, mut lag) = (Client::open(address)?, histogram()?);
+    let mut databases = connect(&runtime, args)?;
+    while !is_over.load(Ordering::Relaxed) {
+        let (_, id) = client.redeem(keys.fetch_add(1, Ordering::Relaxed))?;
+        let (told, hex) = (Instant::now(), id.replace('-', ""));
+        let sql = format!("SELECT 1 FROM redemptions WHERE id = UNHEX('{hex}')");
+        'there: loop {
+            for database in &mut databases {
+                let row: Option<u8> = runtime.block_on(database.query_first(&sql))?;
+                if row.is_some() {
+                    break 'there;
+                }
+            }
+            if told.elapsed() > Duration::from_secs(30) {
+                return Err(format!("{id} was not stored within 30 s").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        lag.saturating_record(told.elapsed().as_micros() as u64);
+    }
+    Ok(lag)
+}
+
+fn connect(runtime: &tokio::runtime::Runtime, args: &Args) -> Fallible<Vec<mysql_async::Conn>> {
+    let password = std::fs::read_to_string(&args.password_file)?;
+    let mut all = Vec::new();
+    for url in &args.urls {
+        let options = mysql_async::OptsBuilder::from_opts(mysql_async::Opts::from_url(url)?)
+            .pass(Some(password.trim()))
+            .prefer_socket(false);
+        all.push(runtime.block_on(mysql_async::Conn::new(options))?);
+    }
+    Ok(all)
+}
+
+fn rows(args: &Args) -> Fallible<u64> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut all = 0;
+    for mut database in connect(&runtime, args)? {
+        let sql = "SELECT COUNT(*) FROM redemptions";
+        all += runtime.block_on(database.query_first::<u64, _>(sql))?.unwrap_or(0);
+        runtime.block_on(database.disconnect())?;
+    }
+    Ok(all)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn wait_for_rows(args: &Args, count: u64) -> Fallible<()> {
+    let began = Instant::now();
+    while rows(args)? < count {
+        if began.elapsed() > Duration::from_mins(5) {
+            return Err(format!("{} of {count} rows after 5 minutes", rows(args)?).into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

@@ -1,0 +1,656 @@
+//! The world: nodes, clients and operators, stepped in an order that the plan's seeds decide.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::node::{Did, EPOCH_MS, Node, Up};
+use super::plan::{Act, End, Order, Plan, Shape, Step};
+use super::redis::{NetCounts, SimRedis};
+use super::ship::{ShipCounts, Shipping};
+use crate::http::problem::Problem;
+use crate::http::redeem::{self, Ask, Decided};
+use crate::journal::sim::{Fault, SimRng};
+use crate::kernel::command::{AccountView, Command, Outcome, RedemptionView};
+use crate::kernel::control::{ControlCommand, ControlOutcome};
+use crate::kernel::definition::ValidSale;
+use crate::kernel::record::{AdminNote, SaleChange};
+use crate::shard::gate::Unavailable;
+use crate::units::{ItemIndex, KeyHash, MemberId, Points, Quantity, SaleIndex};
+
+/// The one sale of a world, its number on every node.
+pub const SALE: SaleIndex = SaleIndex::new(0);
+const SALE_ID: &str = "s";
+
+/// A redemption that a client asked for, and what it was told.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    pub key: KeyHash,
+    pub item: ItemIndex,
+    pub quantity: u64,
+    pub hold: bool,
+    pub answer: Option<RedemptionView>,
+}
+
+/// A credit or debit that an operator asked for.
+pub struct Move {
+    pub key: KeyHash,
+    pub amount: Points,
+    pub is_credit: bool,
+    pub answer: Option<AccountView>,
+}
+
+/// A member, with a memory of what they were told.
+pub struct Client {
+    pub member: MemberId,
+    pub node: usize,
+    pub keys: Vec<Wish>,
+    pub moves: Vec<Move>,
+}
+
+/// What an operator asked of a node.
+pub struct Ordered {
+    pub node: usize,
+    pub order: Order,
+    pub item: ItemIndex,
+    pub key: KeyHash,
+    /// Of stock: units and total.
+    pub answer: Option<(u64, u64)>,
+}
+
+/// What a request was about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asked {
+    Define,
+    OpenAccount { member: MemberId },
+    Redeem { client: usize, at: usize, other: bool, stopped: Option<u32> },
+    Probe { item: ItemIndex, is_over: bool },
+    Confirm { client: usize, at: usize },
+    Cancel { client: usize, at: usize },
+    Reverse { client: usize, at: usize },
+    Move { client: usize, at: usize },
+    Read { member: MemberId },
+    Order { at: usize, resumes: u32 },
+}
+
+pub enum Answer {
+    Redeem(Result<Decided, Problem>),
+    Shard(Result<Outcome, Unavailable>),
+    Control(Result<ControlOutcome, Unavailable>),
+}
+
+type Answering = Pin<Box<dyn Future<Output = Answer>>>;
+
+/// A request on its way.
+struct Sent {
+    node: usize,
+    client: Option<usize>,
+    asked: Asked,
+    answering: Answering,
+}
+
+/// What a run came by, so that a test can see that everything did happen.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Counts {
+    pub steps: u64,
+    pub answers: u64,
+    pub redemptions: u64,
+    pub replays: u64,
+    pub refusals: u64,
+    pub crashes: u64,
+    pub starts: u64,
+    pub records: u64,
+    pub finals: u64,
+    pub keys_dropped: u64,
+    pub withdrawn: u64,
+    pub reversed: u64,
+    pub expired: u64,
+    pub net: NetCounts,
+    pub ship: ShipCounts,
+}
+
+impl Counts {
+    fn all(&mut self) -> [(&'static str, &mut u64); 30] {
+        let (net, ship) = (&mut self.net, &mut self.ship);
+        [
+            ("steps", &mut self.steps),
+            ("answers", &mut self.answers),
+            ("redemptions", &mut self.redemptions),
+            ("replays", &mut self.replays),
+            ("refusals", &mut self.refusals),
+            ("crashes", &mut self.crashes),
+            ("starts", &mut self.starts),
+            ("records", &mut self.records),
+            ("finals", &mut self.finals),
+            ("keys dropped", &mut self.keys_dropped),
+            ("withdrawn units", &mut self.withdrawn),
+            ("reversed", &mut self.reversed),
+            ("expired", &mut self.expired),
+            ("calls of Redis", &mut net.calls),
+            ("lost messages", &mut net.lost),
+            ("repeated messages", &mut net.repeated),
+            ("servers that forget", &mut net.forgotten),
+            ("rebuilds by hand", &mut net.rebuilds),
+            ("copies refused", &mut net.copies_refused),
+            ("late grants", &mut net.late_grants),
+            ("messages", &mut ship.topic.messages),
+            ("messages given up", &mut ship.topic.given_up),
+            ("messages written twice", &mut ship.topic.doubled),
+            ("producers that came to an end", &mut ship.topic.producers_lost),
+            ("messages that retention dropped", &mut ship.topic.dropped),
+            ("commits", &mut ship.commits),
+            ("rewinds", &mut ship.rewinds),
+            ("databases set back", &mut ship.restored),
+            ("crashes of persist", &mut ship.crashes),
+            ("zombies", &mut ship.zombies),
+        ]
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        let mut other = *other;
+        for ((_, sum), (_, more)) in self.all().into_iter().zip(other.all()) {
+            *sum += *more;
+        }
+    }
+
+    /// A simulation in which something never comes by shows nothing about it.
+    pub fn assert_that_everything_happened(mut self) {
+        for (what, count) in self.all() {
+            assert!(*count > 0, "no {what} in all these seeds");
+        }
+    }
+}
+
+pub struct World {
+    pub shape: Shape,
+    pub nodes: Vec<Node>,
+    /// Where the nodes share a pool.
+    pub redis: Option<SimRedis>,
+    /// Where they ship.
+    pub shipping: Option<Shipping>,
+    pub clients: Vec<Client>,
+    pub orders: Vec<Ordered>,
+    sent: Vec<Sent>,
+    sale: Arc<ValidSale>,
+    pub now_ms: u64,
+    /// Per node: no redemption may begin, as an operator was told.
+    pub is_stopped: Vec<bool>,
+    resumes: Vec<u32>,
+    pub counts: Counts,
+    pub is_at_rest: bool,
+    next_key: u128,
+    /// Per node: when a copy of its data folder is taken away again.
+    pub copy_ends_at: Vec<u64>,
+}
+
+impl World {
+    /// Nodes that run, with a sale and accounts.
+    pub fn new(shape: Shape) -> Self {
+        let redis = shape.is_shared.then(|| SimRedis::new(shape.nodes.into(), shape.seed));
+        let nodes = (0..shape.nodes.into()).map(|n| Node::new(n, shape, redis.clone()));
+        let nodes: Vec<Node> = nodes.collect();
+        let clients = (0..usize::from(shape.clients)).map(|n| Client {
+            member: MemberId::new(1 + n as u64),
+            node: n % nodes.len(),
+            keys: Vec::new(),
+            moves: Vec::new(),
+        });
+        let mut world = Self {
+            shape,
+            clients: clients.collect(),
+            orders: Vec::new(),
+            sent: Vec::new(),
+            sale: Arc::new(definition(&shape)),
+            now_ms: 0,
+            is_stopped: vec![false; nodes.len()],
+            resumes: vec![0; nodes.len()],
+            counts: Counts::default(),
+            is_at_rest: false,
+            next_key: 1,
+            copy_ends_at: vec![0; nodes.len()],
+            shipping: shape.ships.then(|| Shipping::new(&shape)),
+            nodes,
+            redis,
+        };
+        for node in 0..world.nodes.len() {
+            world.nodes[node].start();
+            let sale = Arc::clone(&world.sale);
+            let note = AdminNote::default();
+            let is_home = world.home_of(node) == node;
+            let define = ControlCommand::DefineSale { sale, is_home, note };
+            world.ask_control(node, Asked::Define, define);
+        }
+        world.run_until_quiet();
+        for client in 0..world.clients.len() {
+            let (member, node) = (world.clients[client].member, world.clients[client].node);
+            world.open_account(node, member, Points::new(30 + 40 * (client as u64 % 3)));
+        }
+        world.run_until_quiet();
+        world
+    }
+
+    /// What came by.
+    pub fn counts(&self) -> Counts {
+        let net = self.redis.as_ref().map(SimRedis::counts).unwrap_or_default();
+        let ship = self.shipping.as_ref().map(Shipping::counts).unwrap_or_default();
+        Counts { net, ship, ..self.counts }
+    }
+
+    pub fn run(&mut self, plan: &Plan) {
+        for step in &plan.steps {
+            self.step(step);
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.act(step.act, step.seed);
+        let mut rng = SimRng::new(step.seed);
+        for _ in 0..step.turns {
+            self.turn(&mut rng);
+        }
+    }
+
+    /// A turn of something, somewhere.
+    fn turn(&mut self, rng: &mut SimRng) {
+        self.counts.steps += 1;
+        if rng.below(if self.redis.is_some() { 3 } else { 6 }) == 0 {
+            self.advance(1);
+        }
+        if rng.below(4) == 0
+            && let Some(redis) = &self.redis
+        {
+            if redis.turn(rng) {
+                self.check_shared();
+            }
+            return;
+        }
+        if let Some(shipping) = &mut self.shipping
+            && rng.below(3) == 0
+        {
+            shipping.turn(&self.nodes, rng);
+            return;
+        }
+        let at = rng.below(self.nodes.len() as u64) as usize;
+        let shards = u64::from(self.shape.shards);
+        let choice = rng.below(8 + 2 * shards);
+        self.node_turn(at, choice);
+    }
+
+    fn node_turn(&mut self, at: usize, choice: u64) -> Did {
+        let now_ms = self.now_ms;
+        let node = &mut self.nodes[at];
+        if node.up.is_none() {
+            if node.start_at_ms <= now_ms {
+                node.start();
+                self.counts.starts += 1;
+                self.forget_lost();
+            }
+            return Did::Something;
+        }
+        let did = match choice {
+            0..=2 => node.write(),
+            3 => node.files(),
+            4 | 5 => node.control(),
+            6 | 7 => {
+                node.door();
+                return self.hear(at);
+            }
+            shard => node.shard(((shard - 8) / 2) as usize),
+        };
+        node.follow();
+        if node.disk.is_dead() {
+            node.dying = Some(End::Power);
+        }
+        node.check();
+        if let Some(end) = node.dying {
+            self.end(at, end);
+        }
+        // What is durable has changed.
+        if choice < 3 && did == Did::Something {
+            self.check_shared();
+        }
+        did
+    }
+
+    /// A node ends. What its journal had let out has left the node.
+    pub fn end(&mut self, at: usize, end: End) {
+        if self.nodes[at].up.is_some() && !self.nodes[at].is_copy() {
+            self.nodes[at].follow();
+            self.nodes[at].door();
+            self.hear(at);
+        }
+        self.nodes[at].ended(end);
+        self.counts.crashes += 1;
+        self.forget_lost();
+    }
+
+    /// Requests to a node that has ended are not answered.
+    fn forget_lost(&mut self) {
+        let nodes = &self.nodes;
+        self.sent.retain(|sent| nodes[sent.node].up.is_some());
+    }
+
+    pub fn advance(&mut self, ms: u64) {
+        self.now_ms += ms;
+        for (at, node) in self.nodes.iter().enumerate() {
+            // Where it matters, no clock is as fast as the next.
+            let percent = if self.redis.is_some() { [100, 80, 125][at] } else { 100 };
+            node.time.advance(Duration::from_micros(ms * 10 * percent));
+        }
+        if let Some(redis) = &self.redis {
+            redis.set_time(self.now_ms);
+        }
+    }
+
+    /// Polls what was asked of a node, and checks each answer that has come.
+    fn hear(&mut self, at: usize) -> Did {
+        let mut did = Did::Nothing;
+        let mut context = Context::from_waker(Waker::noop());
+        let mut index = 0;
+        while index < self.sent.len() {
+            let sent = &mut self.sent[index];
+            if sent.node != at {
+                index += 1;
+                continue;
+            }
+            match sent.answering.as_mut().poll(&mut context) {
+                Poll::Pending => index += 1,
+                Poll::Ready(answer) => {
+                    let sent = self.sent.remove(index);
+                    self.counts.answers += 1;
+                    did = Did::Something;
+                    self.check_answer(sent.node, sent.asked, answer);
+                }
+            }
+        }
+        did
+    }
+
+    /// Who is asked, unless it is down, or a copy of its folder runs.
+    fn up(&self, node: usize) -> Option<&Up> {
+        let node = &self.nodes[node];
+        node.up.as_ref().filter(|_| !node.is_copy())
+    }
+
+    fn send(&mut self, node: usize, client: Option<usize>, asked: Asked, answering: Answering) {
+        self.sent.push(Sent { node, client, asked, answering });
+        // The request reaches the node now; what is known at once is answered at once.
+        self.hear(node);
+    }
+
+    fn ask_shard(&mut self, node: usize, client: Option<usize>, asked: Asked, command: Command) {
+        let Some(up) = self.up(node) else { return };
+        let port = up.ready.port.clone();
+        let answering = async move {
+            Answer::Shard(match port.submit(command) {
+                Ok(pending) => Ok(pending.await),
+                Err(unavailable) => Err(unavailable),
+            })
+        };
+        self.send(node, client, asked, Box::pin(answering));
+    }
+
+    fn ask_control(&mut self, node: usize, asked: Asked, command: ControlCommand) {
+        let Some(up) = self.up(node) else { return };
+        let core = Arc::clone(&up.ready.core);
+        let answering = async move { Answer::Control(core.control(command).await) };
+        self.send(node, None, asked, Box::pin(answering));
+    }
+
+    pub fn ask_redeem(&mut self, node: usize, client: Option<usize>, asked: Asked, ask: Ask) {
+        let Some(up) = self.up(node) else { return };
+        let Some(sale) = up.ready.core.catalog.sale(SALE_ID) else { return };
+        let ready = Rc::clone(&up.ready);
+        let answering = async move { Answer::Redeem(redeem::decide(&ready, &sale, &ask).await) };
+        self.send(node, client, asked, Box::pin(answering));
+    }
+
+    pub fn open_account(&mut self, node: usize, member: MemberId, points: Points) {
+        let command = Command::OpenAccount { member, points };
+        self.ask_shard(node, None, Asked::OpenAccount { member }, command);
+    }
+
+    pub fn new_key(&mut self) -> KeyHash {
+        self.next_key += 1;
+        KeyHash::new(self.next_key)
+    }
+
+    fn act(&mut self, act: Act, seed: u64) {
+        match act {
+            Act::Redeem { client, item, quantity, hold } => {
+                let client = self.client(client);
+                let item = ItemIndex::new((item % self.shape.items).into());
+                let (key, quantity) = (self.new_key(), u64::from(quantity));
+                let at = self.clients[client].keys.len();
+                self.clients[client].keys.push(Wish { key, item, quantity, hold, answer: None });
+                self.redeem(client, at, false);
+            }
+            Act::Retry { client, back, other } => {
+                let Some((client, at)) = self.key(client, back) else { return };
+                let other = other && self.clients[client].keys[at].answer.is_some();
+                self.redeem(client, at, other);
+            }
+            Act::Confirm { client, back } => {
+                let Some((client, at, view)) = self.answered(client, back) else { return };
+                let command = Command::Confirm { member: view.member, id: view.id };
+                let node = self.clients[client].node;
+                self.ask_shard(node, Some(client), Asked::Confirm { client, at }, command);
+            }
+            Act::Cancel { client, back } => {
+                let Some((client, at, view)) = self.answered(client, back) else { return };
+                let command = Command::Cancel { member: view.member, id: view.id };
+                let node = self.clients[client].node;
+                self.ask_shard(node, Some(client), Asked::Cancel { client, at }, command);
+            }
+            Act::Reverse { client, back } => {
+                let Some((client, at, view)) = self.answered(client, back) else { return };
+                let key = KeyHash::of(&view.id.get().to_le_bytes());
+                let command = Command::Reverse { id: view.id, key, note: Arc::default() };
+                let node = self.clients[client].node;
+                self.ask_shard(node, None, Asked::Reverse { client, at }, command);
+            }
+            Act::Credit { client, amount, back } => self.move_points(client, amount, back, true),
+            Act::Debit { client, amount, back } => self.move_points(client, amount, back, false),
+            Act::Read { client, .. } => {
+                let client = self.client(client);
+                let Client { member, node, .. } = self.clients[client];
+                let command = Command::ReadAccount { member };
+                self.ask_shard(node, Some(client), Asked::Read { member }, command);
+            }
+            Act::HangUp { client } => {
+                let client = self.client(client);
+                self.sent.retain(|sent| sent.client != Some(client));
+            }
+            Act::Order { node, order, item } => {
+                let node = usize::from(node) % self.nodes.len();
+                let of_stock = matches!(order, Order::Add { .. } | Order::Withdraw { .. });
+                let node = if of_stock { self.home_of(node) } else { node };
+                self.order(node, order, ItemIndex::new((item % self.shape.items).into()));
+            }
+            Act::Sleep { ms } => self.advance(ms.into()),
+            Act::Crash { node, end, down_ms } => {
+                let start_at_ms = self.now_ms + u64::from(down_ms);
+                let at = usize::from(node) % self.nodes.len();
+                self.nodes[at].start_at_ms = start_at_ms;
+                self.end(at, end);
+            }
+            Act::CrashAt { node, end, nth } => self.node(node).crash_in = Some((nth.into(), end)),
+            Act::TearWrite { node, nth } => self.node(node).break_disk(nth, Fault::PowerLoss),
+            Act::FailWrite { node, nth } => self.node(node).break_disk(nth, Fault::Error),
+            Act::SetClock { node, by_ms } => {
+                let wall_ms = EPOCH_MS + self.now_ms;
+                let wall_ms = wall_ms.saturating_add_signed(by_ms.into());
+                self.node(node).time.set_wall_ms(wall_ms);
+            }
+            Act::Drain { node } => self.node(node).drain(),
+            Act::Ship(fault) => {
+                if let Some(shipping) = &mut self.shipping {
+                    shipping.act(fault, seed);
+                }
+            }
+            shared => self.act_on_shared(shared),
+        }
+    }
+
+    pub fn node(&mut self, node: u8) -> &mut Node {
+        let count = self.nodes.len();
+        &mut self.nodes[usize::from(node) % count]
+    }
+
+    fn client(&self, client: u8) -> usize {
+        usize::from(client) % self.clients.len()
+    }
+
+    fn key(&self, client: u8, back: u8) -> Option<(usize, usize)> {
+        let client = self.client(client);
+        let at = self.clients[client].keys.len().checked_sub(1 + usize::from(back))?;
+        Some((client, at))
+    }
+
+    /// A redemption that the client was told of.
+    fn answered(&self, client: u8, back: u8) -> Option<(usize, usize, RedemptionView)> {
+        let client = self.client(client);
+        let keys = self.clients[client].keys.iter().enumerate().rev();
+        let mut known = keys.filter_map(|(at, key)| Some((client, at, key.answer?)));
+        known.nth(back.into())
+    }
+
+    pub fn redeem(&mut self, client: usize, at: usize, other: bool) {
+        let Client { member, node, .. } = self.clients[client];
+        let Wish { key, item, quantity, hold, .. } = self.clients[client].keys[at];
+        let quantity = if other { quantity + 1 } else { quantity };
+        let stopped = self.is_stopped[node].then_some(self.resumes[node]);
+        let asked = Asked::Redeem { client, at, other, stopped };
+        let ask = Ask { member, key, item: Some(item), quantity, hold };
+        self.ask_redeem(node, Some(client), asked, ask);
+    }
+
+    fn move_points(&mut self, client: u8, amount: u8, back: u8, is_credit: bool) {
+        let client = self.client(client);
+        let moves = self.clients[client].moves.len();
+        let at = match moves.checked_sub(usize::from(back)) {
+            Some(at) if back > 0 => at,
+            _ => {
+                let (key, amount) = (self.new_key(), Points::new(amount.into()));
+                let asked = Move { key, amount, is_credit, answer: None };
+                self.clients[client].moves.push(asked);
+                moves
+            }
+        };
+        self.ask_move(client, at);
+    }
+
+    pub fn ask_move(&mut self, client: usize, at: usize) {
+        let Client { member, node, .. } = self.clients[client];
+        let Move { key, amount, is_credit, .. } = self.clients[client].moves[at];
+        let note = Arc::default();
+        let command = if is_credit {
+            Command::Credit { member, key, amount, note }
+        } else {
+            Command::Debit { member, key, amount, note }
+        };
+        self.ask_shard(node, None, Asked::Move { client, at }, command);
+    }
+
+    pub fn order(&mut self, node: usize, order: Order, item: ItemIndex) {
+        let at = if let Order::Again { back } = order {
+            let Some(at) = self.orders.len().checked_sub(1 + usize::from(back)) else { return };
+            at
+        } else {
+            let key = self.new_key();
+            self.orders.push(Ordered { node, order, item, key, answer: None });
+            self.orders.len() - 1
+        };
+        self.ask_order(at);
+    }
+
+    pub fn ask_order(&mut self, at: usize) {
+        let Ordered { node, order, item, key, .. } = self.orders[at];
+        let note = AdminNote::default();
+        let change = |change| ControlCommand::Change { sale: SALE, change, note: note.clone() };
+        let command = match order {
+            Order::Open => change(SaleChange::Opened),
+            Order::Pause => change(SaleChange::Paused),
+            Order::Resume => change(SaleChange::Resumed),
+            Order::Close => change(SaleChange::Ended),
+            Order::Add { quantity } => {
+                let quantity = Quantity::new(quantity.into());
+                ControlCommand::AddStock { item, quantity, key, note }
+            }
+            Order::Withdraw { quantity } => {
+                let (asked, taken) = (Quantity::new(quantity.into()), Quantity::ZERO);
+                ControlCommand::WithdrawStock { item, asked, taken, key, note }
+            }
+            Order::Again { .. } => unreachable!("it names another"),
+        };
+        if matches!(order, Order::Resume | Order::Open) {
+            self.is_stopped[node] = false;
+            self.resumes[node] += 1;
+        }
+        let resumes = self.resumes[node];
+        self.ask_control(node, Asked::Order { at, resumes }, command);
+    }
+
+    /// Whether nobody asked to go on since an order with this count.
+    pub fn is_newest(&self, node: usize, resumes: u32) -> bool {
+        self.resumes[node] == resumes
+    }
+
+    /// One turn of everything; whether anything moved.
+    pub fn round(&mut self) -> bool {
+        let shards = u64::from(self.shape.shards);
+        let mut moved = false;
+        for at in 0..self.nodes.len() {
+            for choice in [4, 8, 10, 0, 3, 6] {
+                if choice < 8 + 2 * shards {
+                    moved |= self.node_turn(at, choice) == Did::Something;
+                }
+            }
+        }
+        if let Some(redis) = &self.redis
+            && redis.deliver()
+        {
+            moved = true;
+            self.check_shared();
+        }
+        moved
+    }
+
+    /// Everything in turn until nothing moves any more.
+    pub fn run_until_quiet(&mut self) {
+        let mut quiet = 0;
+        for round in 0..60_000 {
+            let moved = self.round();
+            // Leases wait for their time, too.
+            if round % 8 == 7 || self.redis.is_some() && !moved {
+                self.advance(1);
+            }
+            quiet = if moved || !self.sent.is_empty() { 0 } else { quiet + 1 };
+            if quiet > 12 {
+                return;
+            }
+        }
+        let waiting: Vec<_> = self.sent.iter().map(|sent| sent.asked).collect();
+        panic!("the world does not come to rest: {waiting:?}");
+    }
+}
+
+fn definition(shape: &Shape) -> ValidSale {
+    let item = |at: u8| {
+        serde_json::json!({
+            "sku": format!("i{at}"), "name": "I", "points": shape.price,
+            "stock": shape.stock, "limit_per_member": shape.limit,
+        })
+    };
+    let closes_s = shape.closes_ms / 1_000;
+    let sale = serde_json::json!({
+        "id": SALE_ID, "name": "S", "opens_at": "2027-01-15T08:00:00.020Z",
+        "closes_at": format!("2027-01-15T08:{:02}:{:02}Z", closes_s / 60, closes_s % 60),
+        "hold_ttl_ms": shape.hold_ttl_ms,
+        "items": (0..shape.items).map(item).collect::<Vec<_>>(),
+    });
+    ValidSale::parse(&sale.to_string()).expect("a good sale")
+}

@@ -1,0 +1,464 @@
+//! Random histories: several leases and one pool, with messages lost, late and repeated, nodes that
+//! crash between any two steps, and a server that forgets. The invariants are checked after each.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::*;
+use crate::stock::pool::Pool;
+
+/// `SplitMix64`.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+    fn percent(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Record {
+    Epoch(Epoch),
+    Total(u64),
+    Granted { granted: u64, epoch: u32 },
+    Returned(u64),
+    Added(u64),
+    Withdrawn(u64),
+    Sold(u64),
+    Reversed(u64),
+}
+
+/// What a journal proves.
+#[derive(Clone, Copy, Default, Debug)]
+struct Books {
+    epoch: Epoch,
+    standing: Standing,
+    added: u64,
+    withdrawn: u64,
+    total_seen: u64,
+}
+
+impl Books {
+    fn here(&self) -> u64 {
+        self.standing.accepted - self.standing.returned
+    }
+    fn apply(&mut self, record: Record, is_home: bool) {
+        match record {
+            Record::Epoch(epoch) => {
+                assert!(epoch.number > self.epoch.number, "an epoch entered twice");
+                self.epoch = epoch;
+            }
+            Record::Total(total) => self.total_seen = total,
+            Record::Granted { granted, epoch } => {
+                assert_eq!(epoch, self.epoch.number, "a grant of another epoch");
+                self.standing.accepted = granted;
+            }
+            Record::Returned(returned) => self.standing.returned = returned,
+            Record::Added(units) => self.added += units,
+            Record::Withdrawn(units) => self.withdrawn += units,
+            Record::Sold(units) => self.standing.confirmed += units,
+            Record::Reversed(units) => self.standing.unconfirmed += units,
+        }
+        let total = if is_home { self.added - self.withdrawn } else { self.total_seen };
+        assert!(self.here() <= total, "I1 in one journal: {self:?}");
+    }
+    fn sold(&self) -> u64 {
+        self.standing.confirmed - self.standing.unconfirmed
+    }
+}
+
+struct Node {
+    journal: JournalId,
+    is_home: bool,
+    incarnation: u32,
+    disk: Books,
+    /// Written, not durable: lost by a crash. Each with what comes once it is durable.
+    writing: VecDeque<(Record, Option<LeaseEvent>)>,
+    lease: Lease,
+    line: u64,
+    elsewhere: Elsewhere,
+    /// Withdrawals answered: key, units.
+    answered: HashMap<u128, u64>,
+}
+
+struct World {
+    random: Random,
+    now: u64,
+    server: u128,
+    pool: Pool,
+    /// As it was a while ago: what a replica has.
+    replica: Pool,
+    nodes: Vec<Node>,
+    asks: Vec<(Asker, PoolAsk)>,
+    answers: Vec<(usize, PoolAnswer)>,
+    /// Units were added or reversed: a "final" may be out of date for a while.
+    has_grown: bool,
+    /// By the pool.
+    withdrawn: u64,
+    keys: u128,
+    /// Found while nobody knew.
+    stats: HashMap<&'static str, u64>,
+}
+
+const TOTAL: u64 = 60;
+
+impl World {
+    fn new(seed: u64, count: usize) -> Self {
+        let random = Random(seed);
+        let nodes = (0..count).map(|index| {
+            let journal = JournalId::new(index as u64 + 1);
+            let mut disk = Books::default();
+            if index == 0 {
+                disk.added = TOTAL;
+            }
+            let mut node = Node {
+                journal,
+                is_home: index == 0,
+                incarnation: 0,
+                disk,
+                writing: VecDeque::new(),
+                lease: Self::lease(journal, 0, Known::default()),
+                line: 0,
+                elsewhere: Elsewhere::default(),
+                answered: HashMap::new(),
+            };
+            node.start(count);
+            node
+        });
+        Self {
+            now: 1_000,
+            server: 1,
+            pool: Pool::default(),
+            replica: Pool::default(),
+            nodes: nodes.collect(),
+            asks: Vec::new(),
+            answers: Vec::new(),
+            has_grown: false,
+            withdrawn: 0,
+            keys: 0,
+            stats: HashMap::new(),
+            random,
+        }
+    }
+
+    fn lease(journal: JournalId, incarnation: u32, known: Known) -> Lease {
+        let incarnation = Incarnation::new(incarnation);
+        Lease::new(RULES, Holder { item: ITEM, journal, incarnation }, known)
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.stats.entry(what).or_default() += 1;
+    }
+
+    fn event(&mut self, index: usize, event: LeaseEvent) {
+        let mut todo = VecDeque::from([event]);
+        while let Some(event) = todo.pop_front() {
+            let mut actions = Vec::new();
+            self.nodes[index].lease.on(self.now, event, &mut actions);
+            for action in actions {
+                if let Some(next) = self.act(index, action) {
+                    todo.push_back(next);
+                }
+            }
+        }
+        self.check();
+    }
+
+    fn act(&mut self, index: usize, action: LeaseAction) -> Option<LeaseEvent> {
+        let node = &mut self.nodes[index];
+        match action {
+            A::Ask(asker, ask) => {
+                assert_eq!(asker.epoch, node.disk.epoch, "asked under what is not durable");
+                let told = (asker.standing.accepted, asker.standing.returned);
+                let durable = (node.disk.standing.accepted, node.disk.standing.returned);
+                assert_eq!(told, durable, "told what is not durable");
+                self.asks.push((asker, ask));
+            }
+            A::RecordEpoch(epoch) => {
+                let then = Some(E::EpochDurable { epoch });
+                node.writing.push_back((Record::Epoch(epoch), then));
+            }
+            A::RecordTotal(total) => node.writing.push_back((Record::Total(total), None)),
+            A::RecordGranted { granted, epoch } => {
+                let then = Some(E::AcceptDurable { granted });
+                node.writing.push_back((Record::Granted { granted, epoch }, then));
+            }
+            A::Enter { quantity } => node.line += quantity,
+            A::Take { quantity } => {
+                let quantity = quantity.min(node.line);
+                node.line -= quantity;
+                return Some(E::Taken { quantity });
+            }
+            A::RecordReturned { quantity, .. } => {
+                let before = node.writing.iter().filter_map(|(record, _)| match record {
+                    Record::Returned(returned) => Some(*returned),
+                    _ => None,
+                });
+                let returned = before.max().unwrap_or(node.disk.standing.returned) + quantity;
+                let then = Some(E::ReturnDurable { returned });
+                node.writing.push_back((Record::Returned(returned), then));
+            }
+            A::Withdrawn { key, quantity } => {
+                if let Some(quantity) = quantity {
+                    assert!(node.answered.insert(key.get(), quantity).is_none(), "answered twice");
+                    node.writing.push_back((Record::Withdrawn(quantity), None));
+                }
+            }
+            A::WithdrawalFound { quantity, .. } => {
+                node.writing.push_back((Record::Withdrawn(quantity), None));
+                self.count("withdrawals found");
+            }
+            A::Elsewhere(elsewhere) => node.elsewhere = elsewhere,
+            A::Halt(why) => panic!("{why:?}: no data folder here is a copy"),
+        }
+        None
+    }
+
+    /// What must hold at any time, by durable evidence and what is in the lines.
+    fn check(&self) {
+        let home = &self.nodes[0].disk;
+        let total = home.added - home.withdrawn;
+        let here: u64 = self.nodes.iter().map(|node| node.disk.here()).sum();
+        assert!(here <= total, "I1: {here} units with nodes, {total} in the sale");
+        for node in &self.nodes {
+            let sold = node.disk.sold() + node.selling();
+            assert!(sold + node.line <= node.disk.here(), "I2: {} of {:?}", node.line, node.disk);
+        }
+        let sold: u64 = self.nodes.iter().map(|node| node.disk.sold()).sum();
+        assert!(sold <= total);
+        if !self.has_grown && self.nodes.iter().any(Node::is_final) {
+            // What the pool has withdrawn is gone, though it is not on record yet.
+            let total = home.added - self.withdrawn.max(home.withdrawn);
+            assert_eq!(sold, total, "sold out, it is said for good");
+        }
+    }
+
+    fn step(&mut self, mut is_faulty: bool) {
+        self.now += self.random.below(4);
+        let index = self.random.below(self.nodes.len() as u64) as usize;
+        is_faulty &= self.random.percent(60);
+        match self.random.below(100) {
+            0..30 => self.deliver_ask(is_faulty),
+            30..50 => self.deliver_answer(is_faulty),
+            50..65 => self.sync(index),
+            65..80 => self.look(index),
+            80..95 => self.sell(index),
+            95 if is_faulty => self.crash(index),
+            96 if is_faulty && self.random.percent(10) => self.forget(),
+            97 if is_faulty => self.admin(),
+            98 if is_faulty && self.random.percent(20) => self.reverse(index),
+            99 => self.replica = self.pool.clone(),
+            _ => self.event(index, E::News),
+        }
+    }
+
+    fn deliver_ask(&mut self, is_faulty: bool) {
+        if self.asks.is_empty() {
+            return;
+        }
+        let at = if is_faulty { self.random.below(self.asks.len() as u64) as usize } else { 0 };
+        let (asker, ask) = if is_faulty && self.random.percent(10) {
+            self.asks[at].clone()
+        } else {
+            self.asks.remove(at)
+        };
+        if is_faulty && self.random.percent(5) {
+            return self.count("asks lost");
+        }
+        let answer = self.pool.on(KeyHash::new(self.server), &asker, &ask);
+        self.withdrawn = self.withdrawn.max(answer.view.as_ref().map_or(0, |v| v.withdrawn));
+        let index = asker.journal.get() as usize - 1;
+        self.answers.push((index, answer));
+        if self.pool.take_news() {
+            for index in 0..self.nodes.len() {
+                if !is_faulty || self.random.percent(80) {
+                    self.event(index, E::News);
+                }
+            }
+        }
+    }
+
+    fn deliver_answer(&mut self, is_faulty: bool) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let at = if is_faulty { self.random.below(self.answers.len() as u64) as usize } else { 0 };
+        let (index, mut answer) = if is_faulty && self.random.percent(10) {
+            self.answers[at].clone()
+        } else {
+            self.answers.remove(at)
+        };
+        if is_faulty && self.random.percent(10) {
+            answer.view = None;
+            answer.refusal = Some(PoolRefusal::Unavailable("lost".into()));
+            self.count("answers lost");
+        }
+        self.event(index, E::Answer(answer));
+    }
+
+    /// The oldest record is durable now.
+    fn sync(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let Some((record, then)) = node.writing.pop_front() else { return };
+        node.disk.apply(record, node.is_home);
+        if let Record::Reversed(units) = record {
+            node.line += units;
+        }
+        let (added, withdrawn) = (node.disk.added, node.disk.withdrawn);
+        if matches!(record, Record::Added(_) | Record::Withdrawn(_)) {
+            self.event(index, E::HomeDurable { added, withdrawn });
+        }
+        if let Some(event) = then {
+            self.event(index, event);
+        }
+        self.check();
+    }
+
+    fn look(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        let Standing { confirmed, unconfirmed, .. } = node.disk.standing;
+        let (free, is_missed) = (node.line, node.line == 0 && self.random.percent(70));
+        self.event(index, E::Seen { free, confirmed, unconfirmed, is_missed });
+    }
+
+    fn sell(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        if node.line > 0 {
+            node.line -= 1;
+            node.writing.push_back((Record::Sold(1), None));
+        }
+    }
+
+    fn reverse(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let pending = node.writing.iter().filter(|(r, _)| matches!(r, Record::Reversed(_))).count();
+        if node.disk.sold() > pending as u64 {
+            self.has_grown = true;
+            node.writing.push_back((Record::Reversed(1), None));
+        }
+    }
+
+    fn admin(&mut self) {
+        let home = &mut self.nodes[0];
+        if self.random.percent(20) {
+            self.has_grown = true;
+            home.writing.push_back((Record::Added(5), None));
+        } else if !home.lease.is_withdrawing() {
+            self.keys += 1;
+            let (quantity, key) = (1 + self.random.below(20), KeyHash::new(self.keys));
+            self.event(0, E::Withdraw { quantity, key });
+        }
+    }
+
+    fn crash(&mut self, index: usize) {
+        let count = self.nodes.len();
+        let node = &mut self.nodes[index];
+        // Some of what was written was durable, and nobody was told.
+        let kept = self.random.below(node.writing.len() as u64 + 1) as usize;
+        for (record, _) in node.writing.drain(..).take(kept) {
+            node.disk.apply(record, node.is_home);
+        }
+        node.start(count);
+        self.count("crashes");
+    }
+
+    /// A replica that missed writes takes over, or an empty server.
+    fn forget(&mut self) {
+        self.server += 1;
+        // A withdrawal that only it knew is undone.
+        self.has_grown = true;
+        self.pool = if self.random.percent(50) { self.replica.clone() } else { Pool::default() };
+        self.count("forgotten");
+    }
+
+    /// Until nothing changes any more, without faults; everything is sold.
+    fn heal(&mut self) {
+        for _ in 0..200_000 {
+            self.step(false);
+            let is_over = self.nodes.iter().all(|node| node.is_final() && node.writing.is_empty());
+            if is_over && self.sold() == self.total() {
+                return;
+            }
+        }
+        let phases: Vec<_> = self.nodes.iter().map(|n| (n.lease.phase(), n.line, n.disk)).collect();
+        panic!("sold {} of {}: {phases:#?}\n{:#?}", self.sold(), self.total(), self.pool);
+    }
+
+    fn sold(&self) -> u64 {
+        self.nodes.iter().map(|node| node.disk.sold()).sum()
+    }
+    fn total(&self) -> u64 {
+        self.nodes[0].disk.added - self.nodes[0].disk.withdrawn
+    }
+}
+
+impl Node {
+    /// As the stock lines have it.
+    fn is_final(&self) -> bool {
+        let elsewhere = self.elsewhere.final_confirmed;
+        elsewhere.is_some_and(|there| there + self.disk.sold() == self.elsewhere.total)
+    }
+    fn selling(&self) -> u64 {
+        self.writing.iter().filter(|(record, _)| matches!(record, Record::Sold(_))).count() as u64
+    }
+
+    /// A process begins, with what the disk proves.
+    fn start(&mut self, count: usize) {
+        self.incarnation += 1;
+        self.line = self.disk.here() - self.disk.sold();
+        let journals = (1..=count as u64).map(JournalId::new).collect();
+        let Books { added, withdrawn, .. } = self.disk;
+        let home = HomeStanding { added, withdrawn, journals: Some(journals) };
+        let known = Known {
+            epoch: self.disk.epoch,
+            standing: self.disk.standing,
+            home: self.is_home.then_some(home),
+            total: if self.is_home { added - withdrawn } else { self.disk.total_seen },
+            free: self.line,
+        };
+        self.lease = World::lease(self.journal, self.incarnation, known);
+        self.elsewhere = Elsewhere::default();
+    }
+}
+
+fn run(seed: u64, stats: &mut HashMap<&'static str, u64>) {
+    let mut world = World::new(seed, 2 + (seed % 2) as usize);
+    for _ in 0..1_500 {
+        world.step(true);
+    }
+    world.heal();
+    for (what, count) in world.stats {
+        *stats.entry(what).or_default() += count;
+    }
+}
+
+#[test]
+fn no_history_of_faults_sells_a_unit_twice_or_leaves_one_unsold() {
+    let seeds = std::env::var("ONRUSH_LEASE_SEEDS").ok().and_then(|text| text.parse().ok());
+    let first = std::env::var("ONRUSH_LEASE_SEED").ok().and_then(|text| text.parse().ok());
+    let mut stats = HashMap::new();
+    let first = first.unwrap_or(1);
+    for seed in first..first + seeds.unwrap_or(2_000) {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut of_seed = HashMap::new();
+            run(seed, &mut of_seed);
+            of_seed
+        }));
+        let Ok(of_seed) = result else { panic!("with ONRUSH_LEASE_SEED={seed}") };
+        for (what, count) in of_seed {
+            *stats.entry(what).or_insert(0) += count;
+        }
+    }
+    for what in ["crashes", "asks lost", "answers lost", "forgotten", "withdrawals found"] {
+        assert!(stats.get(what).is_some_and(|count| *count > 0), "never: {what}, {stats:?}");
+    }
+}
