@@ -15,6 +15,7 @@ pub mod planted;
 pub mod shard;
 pub mod ship;
 pub mod stock;
+pub mod sync;
 pub mod telemetry;
 pub mod units;
 

@@ -20,6 +20,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("crash", &[]),
     // Constants that say no, outside of unit tests.
     ("planted", &[]),
+    ("sync", &[]),
     ("clock", &["units", "planted"]),
     ("limits", &["units"]),
     ("cluster", &["units"]),
@@ -28,8 +29,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     // Pure: state, now and a command in, an outcome and records out.
     ("kernel", &["units", "planted"]),
     // Bytes and sequence numbers; it does not know what a record says.
-    ("journal", &["units", "planted", "clock", "crash"]),
-    ("stock", &["units", "planted", "kernel", "journal", "config", "telemetry"]),
+    ("journal", &["units", "planted", "sync", "clock", "crash"]),
+    ("stock", &["units", "planted", "sync", "kernel", "journal", "config", "telemetry"]),
     (
         "shard",
         &[

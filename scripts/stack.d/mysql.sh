@@ -2,11 +2,12 @@
 #
 # The server comes from a private root: the packages of the machine's own Debian source, unpacked
 # into the cache and run through their own loader. MySQL is in the suite sid alone, MariaDB in the
-# machine's own. Where MySQL cannot be had, MariaDB takes its place, and the first line says so.
+# machine's own. Where MySQL cannot be had, MariaDB takes its place, and that is said.
 #
 #   mysql_flavour          mysql (default) or mariadb; what really runs once mysql_install returned
 #   stack_dir              where a stack keeps its state; here DIR/mysql
 #   mysql_install          fetches and unpacks what is missing
+#   mysql_named            which server it is, in words, and whether it is in place of another
 #   mysql_up N R           N database shards with R replicas each; returns when all are healthy
 #   mysql_down             ends them all, and their data with --purge
 #   mysql_status           a line per server; 1 where one does not answer
@@ -15,16 +16,21 @@
 #   mysql_stop NAME [SIG]  ends one server (TERM, or KILL as a crash would)
 #   mysql_start NAME       starts it again on its data and port
 #
-# In DIR/mysql: `flavour`, `password` (user onrush, rights on databases onrush%), `admin-password`
-# (user admin, every right), and a folder per server: `port`, `pid`, `log.err`, `data/`.
+# In DIR/mysql: `flavour`, `instead` (of what, and why), `password` (user onrush, rights on databases
+# onrush%), `admin-password` (user admin, every right), and a folder per server: `port`, `pid`,
+# `log.err`, `data/`.
 # shellcheck shell=bash
+source "${root:?lib.sh comes first}/scripts/stack.d/ports.sh"
 
 : "${mysql_flavour:=mysql}"
 onrush_cache=${XDG_CACHE_HOME:-$HOME/.cache}/onrush
 # Units: MiB per server.
 : "${mysql_pool_mb:=128}"
+mysql_instead=
 # How long a server may take to answer. Units: seconds.
 mysql_patience=60
+# Debian's suite that has MySQL.
+: "${ONRUSH_MYSQL_SUITE:=sid}"
 
 # Where a server listens: on loopback, or on an address that the sourcing script gives it.
 mysql_host() { if declare -F host_of >/dev/null; then host_of "$1"; else echo 127.0.0.1; fi; }
@@ -35,17 +41,24 @@ mysql_root() { echo "$onrush_cache/$mysql_flavour"; }
 # Fetches what is missing; leaves the flavour that can be had in $mysql_flavour.
 mysql_install() {
   local wanted=$mysql_flavour
+  mysql_instead=${mysql_instead:-$(cat "$(mysql_dir)/instead" 2>/dev/null || true)}
   if [ -f "$(mysql_dir)/flavour" ]; then
     mysql_flavour=$(<"$(mysql_dir)/flavour")
     [ "$mysql_flavour" = "$wanted" ] || [ "$wanted" = mysql ] ||
       die "the stack in $stack_dir runs $mysql_flavour: take it down first"
   fi
   if ! mysql_fetch "$mysql_flavour" && [ "$mysql_flavour" = mysql ]; then
-    warn "MySQL cannot be fetched here: MariaDB takes its place"
+    mysql_instead='in place of MySQL, which could not be fetched here'
     mysql_flavour=mariadb
     mysql_fetch mariadb || die "neither MySQL nor MariaDB can be fetched from this machine's sources"
   fi
   [ -f "$(mysql_root)/version" ] || die "$mysql_flavour cannot be fetched from this machine's sources"
+}
+
+mysql_named() {
+  local name=MySQL
+  [ "$mysql_flavour" = mysql ] || name=MariaDB
+  echo "$name $(head -n1 "$(mysql_root)/version")${mysql_instead:+, $mysql_instead}"
 }
 
 # One at a time on a machine: the second finds it done.
@@ -56,7 +69,7 @@ mysql_fetch() {
     flock 9
     [ -f "$onrush_cache/$flavour/version" ] && exit
     rm -rf "$onrush_cache/$flavour.fetch"
-    step "fetch $flavour" mysql_unpack "$flavour" "$onrush_cache/$flavour.fetch"
+    step "fetch $flavour" mysql_unpack "$flavour" "$onrush_cache/$flavour.fetch" >&2
   ) 9>"$onrush_cache/$flavour.lock"
 }
 
@@ -67,7 +80,7 @@ mysql_unpack() {
   command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 1
   if [ "$flavour" = mysql ]; then
     packages=(mysql-server-core mysql-client-core)
-    suite=sid
+    suite=$ONRUSH_MYSQL_SUITE
   fi
   mkdir -p "$work"/{sources,lists/partial,cache/archives/partial} "$new"
   : >"$work/status"
@@ -158,20 +171,6 @@ mysql_make_template() {
   fi
 }
 
-# A port that nobody listens on, below those that the system hands out, and not given out here.
-mysql_free_port() {
-  local port tries
-  for tries in {1..200}; do
-    port=$((17000 + RANDOM % 12000))
-    grep -qsx "$port" "$(mysql_dir)"/*/port && continue
-    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || {
-      echo "$port"
-      return
-    }
-  done
-  die "no free port found in $tries tries"
-}
-
 mysql_password() { head -c 18 /dev/urandom | base64 | tr '+/' '-_'; }
 
 # Starts what is not running; a second call finds it done.
@@ -181,6 +180,7 @@ mysql_up() {
   mysql_install
   mkdir -p "$dir"
   echo "$mysql_flavour" >"$dir/flavour"
+  [ -z "$mysql_instead" ] || echo "$mysql_instead" >"$dir/instead"
   (
     umask 077
     [ -f "$dir/password" ] || mysql_password >"$dir/password"
@@ -218,8 +218,7 @@ mysql_create() {
   *) mysql_accounts >"$home/init.sql" ;;
   esac
   chmod 600 "$home/init.sql"
-  mysql_free_port >"$home/port.new"
-  mv "$home/port.new" "$home/port"
+  reserve_port "$(mysql_dir)" "$home/port"
 }
 
 # One statement a line, as --init-file wants it; harmless when it runs again at each start.
@@ -383,22 +382,29 @@ mysql_down() {
     fi
   done
   for name in $(mysql_servers); do mysql_stop "$name"; done
-  [ "${1:-}" != --purge ] || rm -rf "$(mysql_dir)"
+  [ "${1:-}" = --purge ] || return 0
+  for name in $(mysql_servers); do free_port "$(mysql_dir)/$name/port"; done
+  rm -rf "$(mysql_dir)"
 }
 
 mysql_status() {
-  local name code=0 state lag
+  local name code=0 address
   [ -f "$(mysql_dir)/flavour" ] || return 0
   mysql_flavour=$(<"$(mysql_dir)/flavour")
   for name in $(mysql_servers); do
-    state=up lag=
-    if ! mysql_ping "$name"; then
-      state=DOWN code=1
-    elif [ -f "$(mysql_dir)/$name/follows" ]; then
-      lag=" $(mysql_lag "$name")"
+    address="$mysql_flavour  $(mysql_host "$name"):$(<"$(mysql_dir)/$name/port")"
+    if ! mysql_alive "$name"; then
+      printf '%s✗%s %-16s %-12s %s\n' "$red" "$plain" "$name" "not running" "$address"
+      code=1
+    elif ! mysql_ping "$name"; then
+      printf '%s✗%s %-16s pid %-8s %s  does not answer\n' "$red" "$plain" "$name" \
+        "$(<"$(mysql_dir)/$name/pid")" "$address"
+      code=1
+    else
+      [ ! -f "$(mysql_dir)/$name/follows" ] || address+="  $(mysql_lag "$name")"
+      printf '%s✓%s %-16s pid %-8s %s\n' "$green" "$plain" "$name" \
+        "$(<"$(mysql_dir)/$name/pid")" "$address"
     fi
-    printf '%-10s %-18s %s:%-5s %s%s\n' "$mysql_flavour" "$name" "$(mysql_host "$name")" \
-      "$(<"$(mysql_dir)/$name/port")" "$state" "$lag"
   done
   return "$code"
 }

@@ -13,17 +13,10 @@
 //! The fences are in one total order: whichever comes second, its thread sees the other's step 1.
 //! So either the ringer sees `sleeping`, or the waiter sees the work; never neither.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, Ordering, fence};
-#[cfg(loom)]
-use loom::thread::Thread;
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-#[cfg(not(loom))]
-use std::thread::Thread;
-
 use std::sync::OnceLock;
 use std::time::Duration;
+
+use crate::sync::{AtomicBool, Ordering, Thread, current, fence, park_timeout};
 
 /// One sleeper, any number of ringers.
 pub struct Doorbell {
@@ -44,11 +37,7 @@ impl Doorbell {
 
     /// Makes the calling thread the sleeper. Once, before its first wait.
     pub fn settle(&self) {
-        #[cfg(not(loom))]
-        let this = std::thread::current();
-        #[cfg(loom)]
-        let this = loom::thread::current();
-        assert!(self.sleeper.set(this).is_ok(), "a doorbell has one sleeper");
+        assert!(self.sleeper.set(current()).is_ok(), "a doorbell has one sleeper");
     }
 
     /// Wakes the sleeper if it sleeps. Called after the work is published.
@@ -68,71 +57,8 @@ impl Doorbell {
         self.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if is_idle() {
-            #[cfg(not(loom))]
-            std::thread::park_timeout(timeout);
-            #[cfg(loom)]
-            {
-                let _ = timeout;
-                loom::thread::park();
-            }
+            park_timeout(timeout);
         }
         self.sleeping.store(false, Ordering::Relaxed);
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicU64;
-
-    use super::*;
-
-    #[test]
-    fn no_ring_is_lost() {
-        let (bell, work) = (Arc::new(Doorbell::new()), Arc::new(AtomicU64::new(0)));
-        let (theirs, their_work) = (bell.clone(), work.clone());
-        let sleeper = std::thread::spawn(move || {
-            theirs.settle();
-            let mut seen = 0;
-            while seen < 20_000 {
-                let now = their_work.load(Ordering::Acquire);
-                if now == seen {
-                    let idle = || their_work.load(Ordering::Acquire) == seen;
-                    theirs.wait(idle, Duration::from_mins(1));
-                }
-                seen = now;
-            }
-        });
-        for _ in 0..20_000 {
-            work.fetch_add(1, Ordering::Release);
-            bell.ring();
-        }
-        sleeper.join().unwrap();
-    }
-}
-
-#[cfg(all(test, loom))]
-mod loom_tests {
-    use loom::sync::Arc;
-    use loom::sync::atomic::AtomicU64;
-
-    use super::*;
-
-    #[test]
-    fn in_every_interleaving_the_sleeper_sees_the_work() {
-        loom::model(|| {
-            let (bell, work) = (Arc::new(Doorbell::new()), Arc::new(AtomicU64::new(0)));
-            bell.settle();
-            let (theirs, their_work) = (bell.clone(), work.clone());
-            let ringer = loom::thread::spawn(move || {
-                their_work.store(1, Ordering::Release);
-                theirs.ring();
-            });
-            // loom fails the test as a deadlock where this parks for ever.
-            while work.load(Ordering::Acquire) == 0 {
-                bell.wait(|| work.load(Ordering::Acquire) == 0, Duration::ZERO);
-            }
-            ringer.join().unwrap();
-        });
     }
 }

@@ -8,13 +8,10 @@
 //! journal proves free, and never overstates it.
 
 use std::sync::OnceLock;
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
-#[cfg(loom)] // engine/tests/loom.rs compiles this very file, and walks every interleaving
-use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::units::{ItemIndex, Quantity, TakeUnits};
 
 /// The free units of one item on this node.
@@ -256,32 +253,5 @@ impl TakeUnits for StockLines {
             self.miss(item, &shelf.counts);
         }
         has
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-
-    /// [An item that nobody had asked for of late was looked at every 40 ms: so long a member was
-    /// told "no unit" while another node held one for nobody.]
-    #[test]
-    fn of_a_watched_item_one_refusal_is_told_at_once_and_no_sale() {
-        let stock = StockLines::default();
-        let told = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&told);
-        stock.call_at_miss(move |item| {
-            counter.fetch_add(u64::from(item.get()), Ordering::Relaxed);
-        });
-        let (item, one) = (ItemIndex::new(7), Quantity::new(1));
-        assert!(!stock.try_take(item, one));
-        stock.watch(item);
-        stock.line(item).give_back(1);
-        assert!(stock.try_take(item, one));
-        assert_eq!(told.load(Ordering::Relaxed), 0, "not watched, then sold");
-        assert!(!stock.try_take(item, one) && !stock.try_take(item, one));
-        assert_eq!(told.load(Ordering::Relaxed), 7, "once, until it is watched again");
     }
 }
