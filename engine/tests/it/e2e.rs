@@ -44,6 +44,13 @@ pub fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// Says how long something took, for the table "When something dies" in ARCHITECTURE.md.
+pub fn measured(what: &str, begun: Instant) {
+    // Past the harness, as above all figures are wanted of tests that pass.
+    let seconds = begun.elapsed().as_secs_f64();
+    let _ = writeln!(std::io::stderr(), "MEASURED {what}: {seconds:.1} s");
+}
+
 /// Says that something could not be tested here; the scripts show it. In CI it is a failure.
 pub fn skip(what: &str, why: &str) {
     // Past the harness, which shows a test's output only where it fails.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::e2e::{Random, now, turn, wait_until};
+use crate::e2e::{Random, measured, now, turn, wait_until};
 use crate::e2e_client::{Client, Reply};
 use crate::e2e_mall::{Mall, NAMES};
 use crate::http_client::Ask;
@@ -141,6 +141,7 @@ fn a_node_that_stands_still_holds_nobody_up() {
     let mut patient = mall.client(0).with_patience(Duration::from_secs(50));
     is_down(&patient.get_as(theirs, path));
     assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    measured("a node stands still, until its members hear 503", begun);
     let begun = now();
     for _ in 0..100 {
         is_down(&mall.client(0).get_as(theirs, path));
@@ -149,7 +150,9 @@ fn a_node_that_stands_still_holds_nobody_up() {
     let mine = mall.member_of(0);
     mall.client(0).get_as(mine, path).expect(200);
     mall.node(2).signal(Signal::CONT);
+    let begun = now();
     mall.wait_health(0, 2, "up");
+    measured("a node that stood still goes on, until it is asked again", begun);
     mall.client(0).get_as(theirs, path).expect(200);
 }
 

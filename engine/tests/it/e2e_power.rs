@@ -13,7 +13,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::e2e::{Random, Site, run, setting, skip, turn};
+use crate::e2e::{Random, Site, measured, now, run, setting, skip, turn};
 use crate::e2e_burst::{Attempt, Book, ITEMS, MEMBERS, POINTS, SALE, burst};
 use crate::e2e_client::Reply;
 
@@ -194,7 +194,9 @@ fn a_full_disk_loses_nothing() {
     let attempts = load.finish();
     fs::remove_file(&ballast).expect("there");
     site.audit();
+    let begun = now();
     let node = site.start();
+    measured("a node's disk full, then emptied: up again", begun);
     book.reconcile(&node, attempts, &mut random);
     book.compare(&node);
     println!("a full disk: {}", book.summary());

@@ -7,7 +7,7 @@ use onrush::config::Config;
 use onrush::persist::sqlite::path_of;
 use onrush::ship::partition::DatabaseShard;
 
-use crate::e2e::wait_until;
+use crate::e2e::{measured, now, wait_until};
 use crate::http_client::{Answer, Ask, Connection, TestNode, import, open_sale, redeem};
 use crate::http_spec::{Listener, Spec};
 use Listener::{Admin, Gateway, Public};
@@ -239,7 +239,9 @@ fn a_full_journal_refuses_what_is_new_answers_known_keys_and_recovers() {
 
     // The database comes back: persist catches up, snapshots follow, segments go.
     holder.execute_batch("ROLLBACK").unwrap();
+    let begun = now();
     wait_until("redemptions are taken again", PATIENCE, || new().status == 201);
+    measured("the journal full, until redemptions are taken again", begun);
     wait_until("and so is everything", PATIENCE, || admin(&credit).status == 200);
     let free = public(&Ask::get("/v1/members/me/points").member(1)).json()["free"].clone();
     assert_eq!(free.as_u64().unwrap(), balance.as_u64().unwrap() - 10 + 1);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use mysql_async::prelude::Queryable as _;
 use serde_json::json;
 
-use crate::e2e::{Node, Site, onrush, run, turn, wait_until};
+use crate::e2e::{Node, Site, measured, now, onrush, run, turn, wait_until};
 use crate::e2e_client::Wish;
 use crate::e2e_power::Volume;
 use crate::stack_servers::{Flavour, Servers};
@@ -130,7 +130,9 @@ fn every_201_is_stored_once_though_the_databases_are_killed(flavour: Flavour) {
     });
     println!("{} redemptions, 6 kills", answered.len());
     assert!(answered.len() > 300, "the sale went on: {}", answered.len());
+    let begun_at = now();
     wait_stored(&servers, &name, answered.len());
+    measured("one database after another killed and back, all stored", begun_at);
     let rows = stored(&servers, &name);
     for row in &rows {
         let [id, member, state] = &row[..] else { panic!("{row:?}") };
@@ -172,7 +174,9 @@ fn a_node_starts_and_sells_in_front_of_dead_databases(flavour: Flavour) {
     let node = site.start();
     servers.restart("db-0");
     servers.restart("db-1");
+    let begun_at = now();
     wait_stored(&servers, &name, 200);
+    measured("all databases away and back, all stored", begun_at);
     assert_eq!(stored(&servers, &name).len(), 200);
     assert!(node.stop().success());
 }
@@ -374,11 +378,13 @@ fn a_full_disk_of_a_database_holds_rows_up_and_loses_none(flavour: Flavour) {
     });
     println!("{} redemptions; {held_up}", answered.len());
     std::fs::remove_file(&ballast).unwrap();
+    let begun_at = now();
     let count = || sql(&servers, "db-0", &name, "SELECT count(*) FROM redemptions")[0][0].clone();
     // A server that waits for space looks once a minute.
     wait_until("everything is stored", Duration::from_mins(3), || {
         count() == answered.len().to_string()
     });
+    measured(&format!("{flavour:?}'s disk full and emptied, all stored"), begun_at);
     for (query, expected) in [
         ("SELECT COALESCE(SUM(amount), 0) FROM ledger", "0"),
         ("SELECT count(*) FROM dead_letters", "0"),

@@ -9,7 +9,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::Signal;
 
 use super::{PATIENCE, Shop, Stack, admin_options, block_on, broker, lag, wait_stored};
-use crate::e2e::{Node, Random, turn, wait_until};
+use crate::e2e::{Node, Random, measured, now, turn, wait_until};
 use crate::e2e_burst::{Book, ITEMS, MEMBERS, POINTS, SALE, burst};
 use crate::e2e_client::Wish;
 
@@ -164,8 +164,10 @@ fn a_zombie_that_wakes_after_its_partitions_were_taken_over_changes_nothing() {
     let load = burst(node.public, random.next(), "zombie");
     wait_until("it is at work", PATIENCE, || lag(&node).is_some_and(|l| l > 0));
     zombie.signal(Signal::STOP);
+    let begun_at = now();
     let heir = shop.persist("heir.log");
     wait_until("the heir has taken over", PATIENCE, || heir.log().contains("\"count\":33"));
+    measured("a persist process asleep, another has its partitions", begun_at);
     let begun = load.finish();
     wait_stored(&node);
     zombie.signal(Signal::CONT);
@@ -201,6 +203,9 @@ fn a_database_set_back_to_a_backup_is_filled_up_again() {
     let node = shop.site.start();
     let _persist = shop.persist("persist.log");
     sell(&node, "after", 100);
+    let begun_at = now();
+    wait_stored(&node);
+    measured("a database set back, filled up again", begun_at);
     conclude(&shop, node);
 }
 
@@ -229,10 +234,12 @@ fn without_kafka_the_sale_goes_on_to_the_disks_bound_and_drains_afterwards() {
     assert!(sold > 1_000, "the sale went on without Kafka: {sold}");
     assert!(node.resident_bytes() < 700 << 20, "{} bytes", node.resident_bytes());
     stack.order("start", "kafka-1");
+    let begun_at = now();
     wait_until("the journal has room again", PATIENCE, || {
         let wish = Wish::new(2, "again", SALE, "plenty");
         node.client().redeem(&wish).status == 201
     });
+    measured("all of Kafka away until the journal was full, then there: sold again", begun_at);
     let mut book = Book::default();
     book.reconcile(&node, begun, &mut random);
     conclude(&shop, node);
@@ -279,9 +286,11 @@ fn one_broker_of_three_may_die_and_shipping_goes_on() {
     wait_stored(&node);
     for broker in ["kafka-1", "kafka-2"] {
         stack.order("kill", broker);
+        let begun_at = now();
         sell(&node, broker, 200);
         // With two of three, acks=all still has its two copies.
         wait_stored(&node);
+        measured("one broker of three killed, what is sold after that stored", begun_at);
         stack.order("start", broker);
     }
     conclude(&shop, node);
