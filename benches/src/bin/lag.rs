@@ -4,9 +4,11 @@
 //!  load at a fixed rate ─▶ node A: no shipper            latency from the planned start
 //!                    in turns ─▶ node B: Kafka, persist   the same
 //!  probes beside it: 201 received ─▶ the row is read on its database shard
-//!  then persist is stopped, the sale goes on, persist is started again: how fast it drains
+//!  then Kafka is killed, the sale goes on, Kafka is started again: how fast it drains
 //! ```
-//! The servers (Kafka, one or more `MySQL`) are started by `scripts/bench lag`. A node has a core
+//! The rate is half of what the database shards were measured to carry just before: a backlog, and
+//! persist alone at work on it. The servers (Kafka, one or more `MySQL`) are started by
+//! `scripts/bench lag`. A node has a core
 //! of its own, as it would have machines of its own; servers, persist and load share the others,
 //! and the load goes first there.
 
@@ -34,9 +36,12 @@ struct Args {
     /// Kafka's brokers
     #[arg(long)]
     bootstrap: String,
-    /// Redemptions per second
-    #[arg(long, default_value_t = 2_000)]
-    rate: u64,
+    /// The folder of `scripts/stack` with the broker that is killed
+    #[arg(long)]
+    stack: PathBuf,
+    /// Redemptions per second [default: half of what the databases carry, at most 20,000]
+    #[arg(long)]
+    rate: Option<u64>,
     /// Of one turn
     #[arg(long, default_value_t = 4)]
     seconds: u64,
@@ -48,8 +53,12 @@ struct Args {
 }
 
 const NODE_CORE: usize = 0;
-/// Turns of load that persist is away for, before it is to catch up.
+/// Turns of load that Kafka is away for, before all of it is to catch up.
 const AWAY_TURNS: usize = 4;
+/// Redemptions whose rows tell what the databases carry, and the rate at which they are made.
+const BACKLOG: u64 = 60_000;
+const BACKLOG_RATE: u64 = 5_000;
+const MOST_RATE: u64 = 20_000;
 const MEMBERS: u64 = 50_000;
 const CONNECTIONS: u64 = 16;
 const PROBES: u64 = 4;
@@ -80,14 +89,21 @@ fn main() -> Fallible<()> {
     }
     let alone = start(&data, "alone", &[("ONRUSH__PERSIST__RUN", "false")], None)?;
     let shipping = start(&data, "shipping", &[], Some(&config))?;
-    let mut persister = persist(&config)?;
     for server in [&alone, &shipping] {
         prepare(server.addresses[1])?;
     }
     let keys = AtomicU64::new(0);
+    // What the databases carry: rows per second from the first to the last of a backlog.
+    let backlog = Turn { rate: BACKLOG_RATE, seconds: BACKLOG / BACKLOG_RATE };
+    let made = load(shipping.addresses[0], backlog, &keys)?.len();
+    let mut persister = persist(&config)?;
+    let carried = drain(&args, 0, made)?;
+    let rate = args.rate.unwrap_or((carried.per_second() / 2.0) as u64).clamp(1, MOST_RATE);
+    eprintln!("the databases carry {:.0} rows/s: the sale runs at {rate}/s", carried.per_second());
+    let turn = Turn { rate, seconds: args.seconds };
     let (mut plain, mut shipped, mut lag) = (Vec::new(), Vec::new(), histogram()?);
     for round in 0..args.rounds {
-        plain.push(load(alone.addresses[0], &args, &keys)?);
+        plain.push(load(alone.addresses[0], turn, &keys)?);
         let (is_over, address) = (AtomicBool::new(false), shipping.addresses[0]);
         let (latency, lags) = std::thread::scope(|scope| {
             let probes: Vec<_> = (0..PROBES)
@@ -96,7 +112,7 @@ fn main() -> Fallible<()> {
                     scope.spawn(move || watch_rows(address, args, keys, is_over))
                 })
                 .collect();
-            let latency = load(address, &args, &keys);
+            let latency = load(address, turn, &keys);
             is_over.store(true, Ordering::Relaxed);
             let lags: Vec<_> = probes
                 .into_iter()
@@ -116,23 +132,16 @@ fn main() -> Fallible<()> {
         );
     }
 
-    // Persist is away for a turn, and catches up.
-    wait_for_rows(&args, keys_of(&shipped) + lag.len())?;
-    persister.kill()?;
-    persister.wait()?;
+    // Kafka is away for some turns, and everything catches up.
+    wait_for_rows(&args, made + keys_of(&shipped) + lag.len())?;
+    broker(&args, "kill")?;
     let before = rows(&args)?;
     let mut missing = 0;
     for _ in 0..AWAY_TURNS {
-        missing += load(shipping.addresses[0], &args, &keys)?.len();
+        missing += load(shipping.addresses[0], turn, &keys)?.len();
     }
-    let began = Instant::now();
-    let mut persister = persist(&config)?;
-    wait_for_rows(&args, before + 1)?;
-    let joined_s = began.elapsed().as_secs_f64();
-    let begun = rows(&args)?;
-    let first = Instant::now();
-    wait_for_rows(&args, before + missing)?;
-    let (drained, drain_s) = (before + missing - begun, first.elapsed().as_secs_f64());
+    broker(&args, "start")?;
+    let drained = drain(&args, before, missing)?;
     persister.kill()?;
     persister.wait()?;
 
@@ -140,7 +149,8 @@ fn main() -> Fallible<()> {
         median(&all.iter().map(|h| h.value_at_quantile(q) as f64).collect::<Vec<_>>())
     };
     let figures = json!({
-        "rate_per_s": args.rate,
+        "databases_carry_per_s": carried.per_second(),
+        "rate_per_s": rate,
         "rounds": args.rounds,
         "database_shards": args.urls.len(),
         "lag_us": {
@@ -155,18 +165,58 @@ fn main() -> Fallible<()> {
             "p99_ratio": quantile(&shipped, 0.99) / quantile(&plain, 0.99),
         },
         "drain": {
-            "rows": drained,
-            "seconds": drain_s,
-            "rows_per_s": drained as f64 / drain_s,
-            "ratio_to_sale": drained as f64 / drain_s / args.rate as f64,
-            "seconds_to_the_first_row": joined_s,
-            "what": "persist started again behind four turns of load; first row to last"
+            "rows": drained.rows,
+            "seconds": drained.seconds,
+            "rows_per_s": drained.per_second(),
+            "ratio_to_sale": drained.per_second() / rate as f64,
+            "seconds_to_the_first_row": drained.until_first_s,
+            "what": "Kafka started again behind four turns of load; first row to last"
         },
     });
     println!("{}", serde_json::to_string_pretty(&figures)?);
     drop((alone, shipping));
     std::fs::remove_dir_all(&data)?;
     Ok(())
+}
+
+/// A rate for a time. Units: redemptions per second, seconds.
+#[derive(Clone, Copy)]
+struct Turn {
+    rate: u64,
+    seconds: u64,
+}
+
+/// How a backlog went into the databases. Units: rows, seconds.
+struct Drain {
+    rows: u64,
+    seconds: f64,
+    until_first_s: f64,
+}
+
+impl Drain {
+    fn per_second(&self) -> f64 {
+        self.rows as f64 / self.seconds
+    }
+}
+
+/// Waits until so many rows more than `before` are there.
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn drain(args: &Args, before: u64, missing: u64) -> Fallible<Drain> {
+    let began = Instant::now();
+    wait_for_rows(args, before + 1)?;
+    let until_first_s = began.elapsed().as_secs_f64();
+    let (there, first) = (rows(args)?, Instant::now());
+    wait_for_rows(args, before + missing)?;
+    let seconds = first.elapsed().as_secs_f64();
+    Ok(Drain { rows: before + missing - there, seconds, until_first_s })
+}
+
+/// `scripts/stack kill` or `start`, of the one broker.
+fn broker(args: &Args, order: &str) -> Fallible<()> {
+    let mut script = Command::new("scripts/stack");
+    script.args([order, "kafka-1", "--dir"]).arg(&args.stack);
+    let status = script.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(format!("scripts/stack {order}: {status}").into()) }
 }
 
 fn histogram() -> Fallible<Histogram<u64>> {
@@ -290,9 +340,9 @@ impl Client {
 
 /// One turn at the rate: latencies from the planned start. Units: microseconds.
 #[allow(clippy::disallowed_methods, reason = "a bench measures time")]
-fn load(address: SocketAddr, args: &Args, keys: &AtomicU64) -> Fallible<Histogram<u64>> {
-    let pause = Duration::from_secs(1) * CONNECTIONS as u32 / args.rate as u32;
-    let count = args.rate * args.seconds / CONNECTIONS;
+fn load(address: SocketAddr, turn: Turn, keys: &AtomicU64) -> Fallible<Histogram<u64>> {
+    let pause = Duration::from_secs(1) * CONNECTIONS as u32 / turn.rate as u32;
+    let count = turn.rate * turn.seconds / CONNECTIONS;
     let one = &|number: u64| -> Fallible<Histogram<u64>> {
         let (mut client, mut seen) = (Client::open(address)?, histogram()?);
         let mut planned = Instant::now() + pause * number as u32 / CONNECTIONS as u32;
