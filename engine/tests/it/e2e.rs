@@ -193,14 +193,15 @@ impl Site {
     pub fn launch(&self) -> Node {
         let (ready_file, log) = (self.path("ready"), self.path("node.log"));
         let _ = fs::remove_file(&ready_file);
-        let log_file = File::options().create(true).append(true).open(&log).expect("writable");
+        let open =
+            |path: &Path| File::options().create(true).append(true).open(path).expect("writable");
         let child = self
             .serve()
             .arg("--ready-file")
             .arg(&ready_file)
             .stdin(Stdio::null())
-            .stdout(log_file.try_clone().expect("a second handle"))
-            .stderr(log_file)
+            .stdout(open(&self.path("node.out")))
+            .stderr(open(&log))
             .spawn()
             .expect("onrush starts");
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
