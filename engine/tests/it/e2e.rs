@@ -338,6 +338,15 @@ impl Node {
         kib * 1024
     }
 
+    /// Processor time that it has had. Units: ticks of the kernel's clock.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        let stat = stat.expect("our child lives");
+        // Behind the name, which may have blanks; user and system time are the 14th and 15th field.
+        let fields = stat.rsplit_once(") ").expect("a name in brackets").1.split(' ');
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    }
+
     /// The first event of its log that says so.
     pub fn logged(&self, message: &str) -> Option<Value> {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
