@@ -568,8 +568,11 @@ fn spawn<T: Send + 'static>(
 
 /// I7: after a failed write nothing is acknowledged any more, and recovery reads the disk.
 fn die_poisoned(error: &JournalError) {
-    tracing::error!(%error, "the journal cannot be written: the node ends, nothing is confirmed");
-    eprintln!("onrush: {error}: the node ends; start it again once the disk is sound");
+    tracing::error!(
+        %error,
+        "the journal cannot be written: the node ends, nothing is confirmed; start it again once \
+         the disk is sound"
+    );
     std::process::exit(EXIT_POISONED);
 }
 

@@ -286,6 +286,33 @@ fn logs_are_one_json_object_per_event_where_nobody_sits_in_front() {
     }
 }
 
+const PANICS_ENV: &str = "ONRUSH_TEST_PANICS";
+
+/// The process that panics; does nothing unless another test runs it.
+#[test]
+fn child_that_panics() {
+    if std::env::var_os(PANICS_ENV).is_some() {
+        onrush::telemetry::logs::end_at_panic();
+        onrush::telemetry::logs::init().expect("nothing was set up before");
+        panic!("a bug,\nin two lines");
+    }
+}
+
+#[test]
+fn a_panic_ends_the_process_and_is_one_event_too() {
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "e2e_start::child_that_panics", "--nocapture"]);
+    command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").env(PANICS_ENV, "1");
+    let output = command.output().expect("it starts");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(6), "SIGABRT");
+    let told = String::from_utf8_lossy(&output.stderr);
+    let [line] = told.lines().collect::<Vec<_>>()[..] else { panic!("not one line: {told}") };
+    let event: Value = serde_json::from_str(line).expect("JSON");
+    assert_eq!(event["level"], "ERROR");
+    let message = event["message"].as_str().expect("a message");
+    assert!(message.contains("e2e_start.rs") && message.contains("a bug,\nin two lines"), "{told}");
+}
+
 #[test]
 fn half_sent_requests_are_closed_and_have_no_effect() {
     let _turn = turn();
