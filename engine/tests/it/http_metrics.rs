@@ -31,8 +31,8 @@ impl Scrape {
         for line in text.lines().filter(|line| *line != "# EOF") {
             let words: Vec<&str> = line.splitn(4, ' ').collect();
             match words[..] {
-                ["#", "HELP", family, help] => scrape.family(family).1 = help.to_owned(),
-                ["#", "TYPE", family, kind] => scrape.family(family).0 = kind.to_owned(),
+                ["#", "HELP", family, help] => help.clone_into(&mut scrape.family(family).1),
+                ["#", "TYPE", family, kind] => kind.clone_into(&mut scrape.family(family).0),
                 ["#", "UNIT", family, unit] => assert!(family.ends_with(unit), "{line}"),
                 _ => {
                     let (name, value) = line.rsplit_once(' ').unwrap();
