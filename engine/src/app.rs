@@ -1,13 +1,17 @@
-//! The node: built in the order in which a request flows. Reading this is reading the diagram.
+//! The node: built in the order in which a redemption flows. Reading this is reading the diagram.
 //!
 //! ```text
-//! bind ─► door opens (/livez 200, /readyz 503 with progress)
-//!      ─► journal opens ─► snapshot + replay ─► journal, shards, control, persist, snapshots run
-//!      ─► /readyz 200 ─► … ─► SIGTERM ─► drain in the same order
+//! client ─► http-NN ─► inbox ─► shard-NN ─► ring ─► journal ─► completions ─► http-NN ─► client
+//!                                 ▲    ▲              │
+//!        units: a line per item ──┘    │              ├─► persist-NN ─► DATA/db (or ship ─► Kafka)
+//!        sales, totals: control ───────┘              └─► snapshot ─► DATA/snapshots
 //! ```
+//! The door opens first (`/livez` 200, `/readyz` 503 with progress) and finds the rest once it runs
+//! (`/readyz` 200); a signal ends all of it in the same order (`drain`).
+//!
 //! Threads: `http-NN`, `shard-NN`, `control`, `journal`, `journal-files`, `persist-NN`,
-//! `history-NN`, `snapshot`, `claims` (until all are known), with Kafka `ship`, `ship-events`,
-//! `ship-watch` and `consume`, and the one that waits here for a signal.
+//! `history-NN`, `snapshot`, `housekeeping`, `claims` (until all are known), with Kafka `ship`,
+//! `ship-events`, `ship-watch` and `consume`, and the one that waits here for a signal.
 
 mod audit;
 mod claims;
@@ -22,16 +26,29 @@ mod stock;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use crossbeam::channel::Sender;
 use thiserror::Error;
 
 pub use ship::persist;
-pub use start::Node;
 
 pub use crate::http::door::Addresses;
 
+use self::ship::Shipping;
+use self::start::{ControlSeed, Plan, Shared};
 use crate::clock::{Clock, RealClock};
-use crate::config::Config;
+use crate::cluster::nodes::Cluster;
+use crate::config::{Config, LogKind};
+use crate::http::door::Door;
+use crate::journal::disk::RealDisk;
+use crate::journal::open::JournalHandle;
+use crate::kernel::control::ControlState;
+use crate::kernel::state::ShardState;
+use crate::persist::driver::Persist;
+use crate::shard::core::{Core, NodeView, Stage};
+use crate::shard::resume;
+use crate::units::Incarnation;
 
 /// Why a node does not run. One line each, with what to do.
 #[derive(Error, Debug)]
@@ -70,6 +87,130 @@ pub enum StartError {
     StockShared { sale: String },
     #[error("{what}: {error}")]
     Io { what: &'static str, error: std::io::Error },
+}
+
+/// A running node.
+pub struct Node {
+    config: Config,
+    door: Door,
+    view: Arc<NodeView>,
+    core: Arc<Core>,
+    shards: Vec<JoinHandle<ShardState>>,
+    control: JoinHandle<ControlState>,
+    journal: Arc<JournalHandle<RealDisk>>,
+    incarnation: Incarnation,
+    persist: Option<Persist>,
+    shipping: Option<Shipping>,
+    stop_snapshots: Sender<()>,
+    snapshots: JoinHandle<()>,
+    stop_housekeeping: Sender<()>,
+    housekeeping: JoinHandle<()>,
+    snapshot_disk: RealDisk,
+}
+
+impl Node {
+    /// Starts a node and waits until it is ready.
+    ///
+    /// Errors: [`StartError`]; nothing runs any more then.
+    pub fn start(config: Config, clock: &Arc<dyn Clock>) -> Result<Self, StartError> {
+        if config.log.kind == LogKind::Kafka {
+            ship::check_topics(&config.log.kafka)?;
+        }
+        // The other nodes: a map, and nothing known of them yet.
+        let cluster = Arc::new(Cluster::new(config.cluster.map()?));
+        let plan = &Plan { config: &config, cluster: &cluster, clock };
+
+        // http-NN, first of all: a node that recovers says so.
+        let (door, seams) = start::open_door(plan)?;
+
+        // What the data folder proves: the journal, and the state that it comes to.
+        let proven = start::prove(plan, &seams.view)?;
+        let (recovered, incarnation) = (proven.recovered, proven.opened.incarnation());
+        let last_seq = proven.opened.last_seq();
+        let teller = ship::teller(&recovered);
+
+        // What the threads share: inboxes, reply queues, a line of units per item, the sales.
+        let (mut shared, asked) = Shared::new(plan, proven.opened.clock(), &recovered);
+
+        // Where units come from: a pool of the node's own, or one in Redis.
+        let (id, control) = (proven.opened.journal(), &shared.core.control);
+        let stock = stock::start(&config.stock, &cluster, id, &recovered.control, control)?;
+        shared.stock_stats.clone_from(&stock.stats);
+
+        // ring ─► journal ─► completions: one frame for all shards; behind its sync units enter
+        // their line, and replies leave. It has the rings to give, so it runs before the shards.
+        let (journal, mut rings) = start::run_journal(plan, proven.opened, &shared)?;
+        let ring_of_control = rings.pop().expect("one more than shards");
+
+        // inbox ─► shard-NN ─► ring: one step decides everything, for the slots dealt to it.
+        let dropped = resume::dropped_sales(&recovered);
+        let states = start::deal(plan, id, &recovered.control, recovered.slots);
+        let shards = start::run_shards(plan, &shared, states, rings)?;
+
+        // control: the single writer for sales, stock totals and leases.
+        let state = recovered.control;
+        let seed = ControlSeed { state, stock, asked, ring: ring_of_control, dropped };
+        let control = start::run_control(plan, &shared, id, incarnation, seed)?;
+
+        // The journal's files ─► persist-NN ─► database shards; or ─► ship ─► Kafka ─► persist-NN.
+        let status = start::persist_status(plan, &journal, incarnation, last_seq);
+        let (mut persist, mut shipping) = (None, None);
+        if config.log.kind == LogKind::Kafka {
+            let told = (last_seq, teller);
+            shipping = Some(start::run_ship(plan, &shared, &journal, incarnation, told, &status)?);
+        } else if config.persist.run {
+            persist = Some(start::run_persist(plan, &shared, &journal, incarnation, &status)?);
+        }
+
+        // snapshot: slot by slot, beside everything else. What is covered twice may go.
+        let (stop_snapshots, snapshots, taken_at) = start::run_snapshots(
+            plan,
+            &shared,
+            &journal,
+            incarnation,
+            &proven.snapshot_disk,
+            recovered.snapshot,
+        )?;
+
+        // http-NN finds the core: from here on requests are taken.
+        start::show_figures(plan, &seams, &shared, &journal, &status, &taken_at, shipping.as_ref());
+        let told_through = shipping.as_ref().and_then(Shipping::told_through);
+        let (stop_housekeeping, housekeeping) = start::run_housekeeping(
+            &shared,
+            &journal,
+            &status,
+            told_through,
+            proven.claim.as_ref(),
+        )?;
+        start::show_history(plan, &seams, &journal, &status)?;
+        start::show_audit(plan, &seams, &shared, &journal, incarnation, door.addresses());
+        let (core, view) = (shared.core, seams.view);
+        assert!(view.core.set(Arc::clone(&core)).is_ok(), "a node starts once");
+        view.readiness.enter(Stage::Ready, 0);
+        let (name, nodes) = (format!("{:016x}", id.get()), cluster.node_count());
+        tracing::info!(journal = name, %incarnation, nodes, "ready");
+        Ok(Self {
+            door,
+            view,
+            core,
+            shards,
+            control,
+            journal,
+            incarnation,
+            persist,
+            shipping,
+            stop_snapshots,
+            snapshots,
+            stop_housekeeping,
+            housekeeping,
+            snapshot_disk: proven.snapshot_disk,
+            config,
+        })
+    }
+
+    pub fn addresses(&self) -> Addresses {
+        self.door.addresses()
+    }
 }
 
 /// Runs a node until a signal ends it.

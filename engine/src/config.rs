@@ -78,6 +78,8 @@ pub struct HttpConfig {
     pub read_timeout_ms: u64,
     /// How long a connection may lie idle between two requests.
     pub idle_timeout_ms: u64,
+    /// How often a stream of events that has nothing to say shows that it is alive.
+    pub heartbeat_ms: u64,
     /// Requests that one worker has waiting for their records to be durable.
     pub in_flight_max: usize,
 }
@@ -222,6 +224,7 @@ impl Default for HttpConfig {
             connections_max: 65_536,
             read_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,
+            heartbeat_ms: 10_000,
             in_flight_max: 16_384,
         }
     }
@@ -374,6 +377,12 @@ impl Config {
             "http.in_flight_max",
             self.http.in_flight_max.to_string(),
             "must be from 16 to 1048576",
+        )?;
+        rule(
+            (10..=3_600_000).contains(&self.http.heartbeat_ms),
+            "http.heartbeat_ms",
+            self.http.heartbeat_ms.to_string(),
+            "must be from 10 to 3600000",
         )?;
         rule(
             (4 << 20..=4 << 30).contains(&self.journal.segment_bytes)

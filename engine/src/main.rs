@@ -7,11 +7,6 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // A bug stops the process, in every build: no thread goes on beside one that panicked.
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        report(info);
-        std::process::abort();
-    }));
+    onrush::telemetry::logs::end_at_panic();
     onrush::cli::run()
 }

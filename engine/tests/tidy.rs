@@ -405,6 +405,21 @@ fn every_script_stops_at_its_first_failure() {
 }
 
 #[test]
+fn every_suppression_of_the_race_detector_has_a_reason_of_its_own() {
+    let mut places = Vec::new();
+    for list in sources("scripts", &[".supp"]) {
+        let mut before = "";
+        for (number, line) in (1..).zip(list.text.lines()) {
+            if line.contains(':') && !line.starts_with('#') && !before.starts_with("# ") {
+                places.push(format!("{}:{number}: {line}", list.path));
+            }
+            before = line;
+        }
+    }
+    assert_none("a suppression stands below the line that says why", &places);
+}
+
+#[test]
 fn the_rules_find_what_they_look_for() {
     let paths: Vec<_> = imports("use crate::kernel::record::{A, B}; crate::units::X").collect();
     assert_eq!(paths, ["kernel::record", "units::X"]);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::start::Node;
+use super::Node;
 use crate::journal::JournalError;
 use crate::journal::snapshot::{Part, SnapshotHeader, SnapshotWriter};
 use crate::kernel::control::ControlState;

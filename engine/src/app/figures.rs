@@ -119,9 +119,7 @@ impl NodeFigures for Figures {
         let end = s.durable.get().get();
         let figures = s.persist.shards().map(|(shard, status)| {
             let lag_records = end.saturating_sub(s.persist.shard_through(shard).get());
-            let stored_at = status.persisted_node_ms();
-            let lag_ms =
-                if lag_records == 0 { 0 } else { s.clock.now().get().saturating_sub(stored_at) };
+            let lag_ms = if lag_records == 0 { 0 } else { status.behind_ms(s.clock.now()) };
             PersistFigures {
                 database_shard: u16::from(shard.get()),
                 lag_records,

@@ -1,6 +1,7 @@
-//! Building a node, part by part.
+//! The steps of a start, in the order in which `app.rs` takes them.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -18,25 +19,27 @@ use super::{Addresses, StartError};
 use crate::clock::{Clock, NodeClock};
 use crate::cluster::claims::Claim;
 use crate::cluster::nodes::Cluster;
-use crate::config::{Config, LogKind, StockKind, StoreKind};
+use crate::config::{Config, StockKind, StoreKind};
 use crate::http::door::{self, BoundDoor, Door, DoorParts};
 use crate::http::history::History;
 use crate::journal::JournalError;
 use crate::journal::disk::RealDisk;
 use crate::journal::files::DiskState;
 use crate::journal::open::{self, Journal, JournalHandle, JournalOptions, Opened};
-use crate::journal::snapshot;
+use crate::journal::ring::Producer;
+use crate::journal::snapshot::{self, SnapshotInfo};
 use crate::kernel::control::ControlState;
+use crate::kernel::slot::SlotState;
 use crate::kernel::state::{KernelLimits, ShardState};
 use crate::persist::driver::Persist;
 use crate::persist::embedded;
 use crate::persist::lost_tail;
 use crate::persist::status::PersistStatus;
 use crate::persist::stores;
-use crate::shard::catalog::CatalogView;
-use crate::shard::completion::Completions;
-use crate::shard::control::{self, ControlParts};
-use crate::shard::core::{Core, NodeView, Stage};
+use crate::shard::catalog::{CatalogView, SaleEntry};
+use crate::shard::completion::{Completion, Completions};
+use crate::shard::control::{self, ControlParts, ControlQueue};
+use crate::shard::core::{Core, NodeView};
 use crate::shard::driver::{self, ShardParts};
 use crate::shard::events::SaleEvents;
 use crate::shard::gate::{Admission, Gate};
@@ -45,343 +48,452 @@ use crate::shard::port::PortShared;
 use crate::shard::recover::{self, Recovered};
 use crate::shard::resume;
 use crate::shard::snapshotter::{self, SnapshotPolicy, SnapshotterParts};
+use crate::ship::kafka::events::Teller;
 use crate::ship::source::JournalFrames;
 use crate::stock::gauges::{LeaseBoard, UnitGauges};
 use crate::stock::line::StockLines;
-use crate::units::{Incarnation, Seq};
+use crate::stock::redis::stats::RedisStats;
+use crate::units::{Incarnation, JournalId, SaleIndex, Seq};
 
-/// A running node.
-pub struct Node {
-    pub(super) config: Config,
-    pub(super) door: Door,
-    pub(super) view: Arc<NodeView>,
-    pub(super) core: Arc<Core>,
-    pub(super) shards: Vec<JoinHandle<ShardState>>,
-    pub(super) control: JoinHandle<ControlState>,
-    pub(super) journal: Arc<JournalHandle<RealDisk>>,
-    pub(super) incarnation: Incarnation,
-    pub(super) persist: Option<Persist>,
-    pub(super) status: Arc<PersistStatus>,
-    pub(super) shipping: Option<Shipping>,
-    pub(super) stop_snapshots: Sender<()>,
-    pub(super) snapshots: JoinHandle<()>,
-    pub(super) stop_housekeeping: Sender<()>,
-    pub(super) housekeeping: JoinHandle<()>,
-    pub(super) snapshot_disk: RealDisk,
+/// What every step goes by.
+pub(super) struct Plan<'a> {
+    pub config: &'a Config,
+    pub cluster: &'a Arc<Cluster>,
+    pub clock: &'a Arc<dyn Clock>,
 }
 
-impl Node {
-    /// Starts a node and waits until it is ready.
-    ///
-    /// Errors: [`StartError`]; nothing runs any more then.
-    pub fn start(config: Config, clock: &Arc<dyn Clock>) -> Result<Self, StartError> {
-        if config.log.kind == LogKind::Kafka {
-            ship::check_topics(&config.log.kafka)?;
-        }
-        // The other nodes: a map, and nothing known of them yet.
-        let cluster = Arc::new(Cluster::new(config.cluster.map()?));
-        let mut cluster_config = config.cluster.clone();
-        cluster_config.secret = config.cluster.read_secret()?;
-
-        // The door, first: a node that recovers says so.
-        let view = Arc::new(NodeView::default());
-        let figures = Arc::new(Figures::default());
-        let data = prepare_data(&config)?;
-        let audit: Arc<OnceLock<LiveAudit>> = Arc::default();
-        let history: Arc<OnceLock<Arc<dyn History>>> = Arc::default();
-        let door = BoundDoor::bind(config.http.clone())?.serve(DoorParts {
-            cluster: Arc::clone(&cluster),
-            cluster_config,
-            view: Arc::clone(&view),
-            clock: Arc::clone(clock),
-            figures: Arc::clone(&figures) as _,
-            audit: Arc::new({
-                let audit = Arc::clone(&audit);
-                move |with_kafka| match audit.get() {
-                    Some(audit) => audit.run(with_kafka),
-                    None => Err("not ready yet".into()),
-                }
-            }),
-            history: Arc::clone(&history),
-            spool: data.join("spool"),
-        })?;
-        let Addresses { public, admin, .. } = door.addresses();
-        tracing::info!(%public, %admin, "listening; requests are taken once the node is ready");
-
-        // The journal, and the state that it proves.
-        let snapshot_disk = RealDisk::open(&open::snapshot_dir(&data), config.journal.direct)
-            .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
-        let opened = Journal::open(journal_options(&config, &data), Arc::clone(clock))?;
-        let (journal, incarnation) = (opened.journal(), opened.incarnation());
-        cluster.set_own_journal(journal);
-        let opening = lost_tail::Opening { journal, next: incarnation, last: opened.last_seq() };
-        lost_tail::check(&config.store, &data.join("db"), ship::layout(&config), opening)?;
-        let recovered = recover::recover(&opened, &snapshot_disk, &view.readiness)?;
-        report_recovery(&opened, &recovered);
-
-        if cluster.node_count() > 1 && config.stock.kind == StockKind::Journal {
-            tracing::warn!("stock.kind is \"journal\": a sale's units are at its home node alone");
-        }
-        if cluster.node_count() > 1 && config.store.kind == StoreKind::Sqlite {
-            tracing::warn!(
-                "store.kind is \"sqlite\": no other node sees which slots this one claims, and a \
-                 pool that Redis loses stays shut; several nodes want store.kind = \"mysql\""
-            );
-        }
-
-        // The slots, before anything is done with them.
-        let now = opened.clock().now();
-        let claim = claims::settle(&config, &data, &cluster, journal, &recovered, now)?;
-        claims::watch(config.store.clone(), ship::layout(&config), &cluster)
-            .map_err(|error| StartError::Io { what: "cannot start a thread", error })?;
-
-        let node = Self::run(
-            config,
-            &cluster,
-            claim.as_ref(),
-            door,
-            view,
-            &figures,
-            opened,
-            recovered,
-            snapshot_disk,
-            &data,
-        )?;
-        let (reads, _) = history::start(HistoryParts {
-            store: node.config.store.clone(),
-            folder: data.join("db"),
-            journal: node.journal.journal(),
-            durable: Arc::clone(node.journal.durable()),
-            status: Arc::clone(&node.status),
-        })
-        .map_err(|error| StartError::Io { what: "cannot start a thread", error })?;
-        let _ = history.set(Arc::new(reads));
-        let _ = audit.set(LiveAudit {
-            name: format!("http://{}", node.addresses().admin),
-            data,
-            store: node.config.store.clone(),
-            kafka: super::ship::kafka_of(&node.config),
-            journal: node.journal.journal(),
-            incarnation: node.incarnation,
-            durable: Arc::clone(node.journal.durable()),
-            gauge: Arc::clone(node.journal.gauge()),
-            core: Arc::clone(&node.core),
-            running: Default::default(),
-        });
-        Ok(node)
+impl Plan<'_> {
+    fn data(&self) -> &Path {
+        &self.config.node.data
     }
+}
 
-    #[expect(clippy::too_many_arguments, reason = "the second half of `start`")]
-    fn run(
-        config: Config,
-        cluster: &Arc<Cluster>,
-        claim: Option<&Claim>,
-        door: Door,
-        view: Arc<NodeView>,
-        figures: &Arc<Figures>,
-        opened: Opened<RealDisk>,
-        recovered: Recovered,
-        snapshot_disk: RealDisk,
-        data: &Path,
-    ) -> Result<Self, StartError> {
-        let clock = Arc::clone(opened.clock());
-        let (journal_id, incarnation) = (opened.journal(), opened.incarnation());
-        let snapshot_covers = recovered.snapshot.map_or(Seq::NONE, |s| s.lowest_cut);
+/// A running journal, and a ring for each thread that writes records.
+type RunningJournal = (Arc<JournalHandle<RealDisk>>, Vec<Producer<Completion>>);
 
-        // What threads share: queues, lines, the catalog.
-        let gate = Arc::new(Gate::default());
-        let inboxes = Arc::new(Inboxes::new(config.shards.count, config.shards.inbox));
+/// What the door looks through before there is anything behind it.
+pub(super) struct Seams {
+    pub view: Arc<NodeView>,
+    figures: Arc<Figures>,
+    audit: Arc<OnceLock<LiveAudit>>,
+    history: Arc<OnceLock<Arc<dyn History>>>,
+}
+
+/// Binds the listeners and serves what can be served without a core.
+pub(super) fn open_door(plan: &Plan<'_>) -> Result<(Door, Seams), StartError> {
+    let mut cluster_config = plan.config.cluster.clone();
+    cluster_config.secret = plan.config.cluster.read_secret()?;
+    prepare_data(plan.data())?;
+    let (view, figures) = (Arc::new(NodeView::default()), Arc::new(Figures::default()));
+    let audit: Arc<OnceLock<LiveAudit>> = Arc::default();
+    let history: Arc<OnceLock<Arc<dyn History>>> = Arc::default();
+    let door = BoundDoor::bind(plan.config.http.clone())?.serve(DoorParts {
+        cluster: Arc::clone(plan.cluster),
+        cluster_config,
+        view: Arc::clone(&view),
+        clock: Arc::clone(plan.clock),
+        figures: Arc::clone(&figures) as _,
+        audit: Arc::new({
+            let audit = Arc::clone(&audit);
+            move |with_kafka| match audit.get() {
+                Some(audit) => audit.run(with_kafka),
+                None => Err("not ready yet".into()),
+            }
+        }),
+        history: Arc::clone(&history),
+        spool: plan.data().join("spool"),
+    })?;
+    let Addresses { public, admin, .. } = door.addresses();
+    tracing::info!(%public, %admin, "listening; requests are taken once the node is ready");
+    Ok((door, Seams { view, figures, audit, history }))
+}
+
+/// What the data folder proves.
+pub(super) struct Proven {
+    pub opened: Opened<RealDisk>,
+    pub recovered: Recovered,
+    pub snapshot_disk: RealDisk,
+    /// Of slots, where it is to be recorded still.
+    pub claim: Option<Claim>,
+}
+
+/// Opens the journal, holds it against the database shards and the claims, and replays it.
+pub(super) fn prove(plan: &Plan<'_>, view: &NodeView) -> Result<Proven, StartError> {
+    let &Plan { config, cluster, clock } = plan;
+    let data = plan.data();
+    let snapshot_disk = RealDisk::open(&open::snapshot_dir(data), config.journal.direct)
+        .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
+    let opened = Journal::open(journal_options(config, data), Arc::clone(clock))?;
+    let (journal, incarnation) = (opened.journal(), opened.incarnation());
+    cluster.set_own_journal(journal);
+    let opening = lost_tail::Opening { journal, next: incarnation, last: opened.last_seq() };
+    lost_tail::check(&config.store, &data.join("db"), ship::layout(config), opening)?;
+    let recovered = recover::recover(&opened, &snapshot_disk, &view.readiness)?;
+    report_recovery(&opened, &recovered);
+    warn_of_parts_that_do_not_share(plan);
+
+    // The slots, before anything is done with them.
+    let now = opened.clock().now();
+    let claim = claims::settle(config, data, cluster, journal, &recovered, now)?;
+    claims::watch(config.store.clone(), ship::layout(config), cluster)
+        .map_err(|error| StartError::Io { what: "cannot start a thread", error })?;
+    Ok(Proven { opened, recovered, snapshot_disk, claim })
+}
+
+fn warn_of_parts_that_do_not_share(plan: &Plan<'_>) {
+    if plan.cluster.node_count() < 2 {
+        return;
+    }
+    if plan.config.stock.kind == StockKind::Journal {
+        tracing::warn!("stock.kind is \"journal\": a sale's units are at its home node alone");
+    }
+    if plan.config.store.kind == StoreKind::Sqlite {
+        tracing::warn!(
+            "store.kind is \"sqlite\": no other node sees which slots this one claims, and a pool \
+             that Redis loses stays shut; several nodes want store.kind = \"mysql\""
+        );
+    }
+}
+
+/// What the threads share.
+pub(super) struct Shared {
+    pub core: Arc<Core>,
+    gauges: Arc<UnitGauges>,
+    board: Arc<LeaseBoard>,
+    /// The sale of each item, by item number, as recovered.
+    sales: Vec<Arc<SaleEntry>>,
+    /// Where the stock authority is Redis.
+    pub stock_stats: Option<Arc<RedisStats>>,
+}
+
+impl Shared {
+    /// Queues that are empty; lines and a catalog as recovered.
+    pub fn new(
+        plan: &Plan<'_>,
+        clock: &Arc<NodeClock>,
+        recovered: &Recovered,
+    ) -> (Self, ControlQueue) {
+        let config = plan.config;
         let ports: Arc<[PortShared]> = (0..door::port_count(&config.http))
             .map(|_| PortShared::new(config.http.in_flight_max))
             .collect();
-        let stock = Arc::new(StockLines::default());
-        let gauges = Arc::new(UnitGauges::new(config.shards.count));
-        let events = Arc::new(SaleEvents::new(clock.now()));
-        let catalog = Arc::new(CatalogView::default());
-        let sales = resume::fill_catalog(&catalog, &recovered);
-        resume::fill_stock(&stock, &recovered);
-        let dropped = resume::dropped_sales(&recovered);
-        let told = (opened.last_seq(), ship::teller(&recovered));
-        let (control_handle, control_queue) = control::queue();
-        let board = Arc::new(LeaseBoard::default());
-        let Stock { authority, lease, stats } = super::stock::start(
-            &config.stock,
-            cluster,
-            journal_id,
-            &recovered.control,
-            &control_handle,
-        )?;
-
-        // The journal's thread: frames, then completions.
-        let completions = Completions::new(Arc::clone(&stock), Arc::clone(&ports));
-        let producer_count = config.shards.count + 1;
-        let (journal, mut producers) =
-            opened.start(producer_count, completions, Box::new(|e| die_poisoned(&e)))?;
-        let journal = Arc::new(journal);
-
-        // Control, the single writer for sales and stock.
-        let control_parts = ControlParts {
-            state: recovered.control,
-            queue: control_queue,
-            producer: producers.pop().expect("one more than shards"),
-            authority,
-            lease,
-            board: Arc::clone(&board),
-            journal: journal_id,
-            incarnation,
-            inboxes: Arc::clone(&inboxes),
-            catalog: Arc::clone(&catalog),
-            stock: Arc::clone(&stock),
-            gauges: Arc::clone(&gauges),
-            events: Arc::clone(&events),
-            clock: Arc::clone(&clock),
-            key_retention_ms: config.limits.key_retention_ms,
-            dropped,
-        };
-
-        // Shards, each with the slots dealt to it.
-        let limits = KernelLimits { hold_allowance: config.limits.hold_allowance };
-        let control_state = &control_parts.state;
-        let count = config.shards.count;
-        let states = resume::deal_slots(count, limits, journal_id, control_state, recovered.slots);
-        let mut shards = Vec::new();
-        for ((index, state), producer) in states.into_iter().enumerate().zip(producers) {
-            // Ready means that the figures are there, too; the thread may begin a moment later.
-            gauges.publish(index, state.item_counts());
-            let parts = ShardParts {
-                index,
-                state,
-                inboxes: Arc::clone(&inboxes),
-                producer,
-                ports: Arc::clone(&ports),
-                stock: Arc::clone(&stock),
-                gauges: Arc::clone(&gauges),
-                sale_of: sales.clone(),
-                clock: Arc::clone(&clock),
-                batch: config.shards.batch,
-            };
-            shards.push(spawn(format!("shard-{index:02}"), move || driver::run(parts))?);
-        }
-        let control = spawn("control".into(), move || control::run(control_parts))?;
-
-        // Persist: from the journal's files to the database shards; or to Kafka, and from there.
-        let status = Arc::new(PersistStatus::new(ship::layout(&config)));
-        let (next, last) = (incarnation, told.0);
-        status.set_opening(lost_tail::Opening { journal: journal_id, next, last });
-        let (mut persist, mut shipping) = (None, None);
-        if config.log.kind == LogKind::Kafka {
-            let home = ship::NodeHome {
-                cluster: Arc::clone(cluster),
-                stock: Arc::clone(&stock),
-                is_shared: config.stock.kind == StockKind::Redis,
-            };
-            let parts = ship::ShipParts { data, journal: &journal, clock: &clock, incarnation };
-            shipping = Some(ship::start(&config, &parts, told, home, &status)?);
-        } else if config.persist.run {
-            persist = Some(start_persist(&config, data, &journal, &clock, incarnation, &status)?);
-        }
-
-        // Snapshots, and what they and the database shards let go of.
-        let taken_at =
-            Arc::new(AtomicU64::new(recovered.snapshot.map_or(0, |s| s.header.stamp.node.get())));
-        let covered_twice = snapshotter::covered_twice(&snapshot::kept(&snapshot_disk)?);
-        journal.cover_by_snapshots(covered_twice);
-        let snapshot_parts = SnapshotterParts {
-            disk: snapshot_disk.clone(),
-            journal: journal_id,
-            incarnation,
-            inboxes: Arc::clone(&inboxes),
-            control: control_handle.clone(),
-            clock: Arc::clone(&clock),
-            durable: Arc::clone(journal.durable()),
-            policy: SnapshotPolicy {
-                every_ms: config.snapshot.every_ms,
-                every_records: config.snapshot.every_records,
-            },
-            covered: snapshot_covers,
-            covered_twice,
-            is_pressed: Box::new({
-                let gauge = Arc::clone(journal.gauge());
-                move || gauge.state() != DiskState::Normal
-            }),
-            on_kept: Box::new({
-                let journal = Arc::clone(&journal);
-                move |kept| journal.cover_by_snapshots(snapshotter::covered_twice(kept))
-            }),
-            taken_at: Arc::clone(&taken_at),
-        };
-        let (stop_snapshots, snapshots_stopped) = bounded(1);
-        let snapshots = spawn("snapshot".into(), move || {
-            snapshotter::run(snapshot_parts, &snapshots_stopped);
-        })?;
-
-        // The door finds the core.
-        let core = Arc::new(Core::new(
-            catalog,
-            stock,
-            gate,
-            inboxes,
-            events,
-            Arc::clone(&clock),
-            control_handle,
-            ports,
-        ));
-        figures.attach(&journal, config.journal.max_bytes, &status, &gauges, &taken_at, &clock);
-        if let Some(shipping) = &shipping {
-            figures.attach_ship(shipping.status());
-        }
-        figures.attach_leases(&board);
-        if let Some(stats) = &stats {
-            figures.attach_stock_redis(stats);
-        }
-        let (stop_housekeeping, housekeeping_stopped) = bounded::<()>(1);
-        let watch = Housekeeping {
-            core: Arc::clone(&core),
-            journal: Arc::clone(&journal),
-            status: Arc::clone(&status),
-            told_through: shipping.as_ref().and_then(Shipping::told_through),
-        };
-        watch.look();
-        if let Some(claim) = claim {
-            claims::record(&core.control, claim)?;
-        }
-        let housekeeping = spawn("housekeeping".into(), move || {
-            while housekeeping_stopped.recv_timeout(HOUSEKEEPING_EVERY)
-                == Err(RecvTimeoutError::Timeout)
-            {
-                watch.look();
-            }
-        })?;
-        assert!(view.core.set(Arc::clone(&core)).is_ok(), "a node starts once");
-        view.readiness.enter(Stage::Ready, 0);
-        let journal_name = format!("{:016x}", journal_id.get());
-        tracing::info!(journal = journal_name, %incarnation, nodes = cluster.node_count(), "ready");
-        Ok(Self {
-            config,
-            door,
-            view,
-            core,
-            shards,
+        let (control, asked) = control::queue();
+        let core = Core::new(
+            Arc::new(CatalogView::default()),
+            Arc::new(StockLines::default()),
+            Arc::new(Gate::default()),
+            Arc::new(Inboxes::new(config.shards.count, config.shards.inbox)),
+            Arc::new(SaleEvents::new(clock.now())),
+            Arc::clone(clock),
             control,
-            journal,
-            incarnation,
-            persist,
-            status,
-            shipping,
-            stop_snapshots,
-            snapshots,
-            stop_housekeeping,
-            housekeeping,
-            snapshot_disk,
-        })
-    }
-
-    pub fn addresses(&self) -> Addresses {
-        self.door.addresses()
+            ports,
+        );
+        let sales = resume::fill_catalog(&core.catalog, recovered);
+        resume::fill_stock(&core.stock, recovered);
+        let shared = Self {
+            core: Arc::new(core),
+            gauges: Arc::new(UnitGauges::new(config.shards.count)),
+            board: Arc::default(),
+            sales,
+            stock_stats: None,
+        };
+        (shared, asked)
     }
 }
 
+/// The journal's threads. The last ring is the control thread's.
+pub(super) fn run_journal(
+    plan: &Plan<'_>,
+    opened: Opened<RealDisk>,
+    shared: &Shared,
+) -> Result<RunningJournal, StartError> {
+    let core = &shared.core;
+    let completions = Completions::new(Arc::clone(&core.stock), Arc::clone(&core.ports));
+    let producer_count = plan.config.shards.count + 1;
+    let (journal, rings) =
+        opened.start(producer_count, completions, Box::new(|e| die_poisoned(&e)))?;
+    Ok((Arc::new(journal), rings))
+}
+
+/// Deals the slots to the shards.
+pub(super) fn deal(
+    plan: &Plan<'_>,
+    journal: JournalId,
+    control: &ControlState,
+    slots: Vec<SlotState>,
+) -> Vec<ShardState> {
+    let limits = KernelLimits { hold_allowance: plan.config.limits.hold_allowance };
+    resume::deal_slots(plan.config.shards.count, limits, journal, control, slots)
+}
+
+/// A thread per shard.
+pub(super) fn run_shards(
+    plan: &Plan<'_>,
+    shared: &Shared,
+    states: Vec<ShardState>,
+    rings: Vec<Producer<Completion>>,
+) -> Result<Vec<JoinHandle<ShardState>>, StartError> {
+    let core = &shared.core;
+    let mut shards = Vec::new();
+    for ((index, state), producer) in states.into_iter().enumerate().zip(rings) {
+        // Ready means that the figures are there, too; the thread may begin a moment later.
+        shared.gauges.publish(index, state.item_counts());
+        let parts = ShardParts {
+            index,
+            state,
+            inboxes: Arc::clone(&core.inboxes),
+            producer,
+            ports: Arc::clone(&core.ports),
+            stock: Arc::clone(&core.stock),
+            gauges: Arc::clone(&shared.gauges),
+            sale_of: shared.sales.clone(),
+            clock: Arc::clone(&core.clock),
+            batch: plan.config.shards.batch,
+        };
+        shards.push(spawn(format!("shard-{index:02}"), move || driver::run(parts))?);
+    }
+    Ok(shards)
+}
+
+/// What the control thread begins with.
+pub(super) struct ControlSeed {
+    pub state: ControlState,
+    /// What it leases units from.
+    pub stock: Stock,
+    /// What is asked of it.
+    pub asked: ControlQueue,
+    pub ring: Producer<Completion>,
+    /// Sales whose keys every slot has forgotten.
+    pub dropped: HashSet<SaleIndex>,
+}
+
+/// The control thread.
+pub(super) fn run_control(
+    plan: &Plan<'_>,
+    shared: &Shared,
+    journal: JournalId,
+    incarnation: Incarnation,
+    seed: ControlSeed,
+) -> Result<JoinHandle<ControlState>, StartError> {
+    let (config, core) = (plan.config, &shared.core);
+    let ControlSeed { state, stock, asked, ring, dropped } = seed;
+    let Stock { authority, lease, stats: _ } = stock;
+    let parts = ControlParts {
+        state,
+        queue: asked,
+        producer: ring,
+        authority,
+        lease,
+        board: Arc::clone(&shared.board),
+        journal,
+        incarnation,
+        inboxes: Arc::clone(&core.inboxes),
+        catalog: Arc::clone(&core.catalog),
+        stock: Arc::clone(&core.stock),
+        gauges: Arc::clone(&shared.gauges),
+        events: Arc::clone(&core.events),
+        clock: Arc::clone(&core.clock),
+        key_retention_ms: config.limits.key_retention_ms,
+        dropped,
+    };
+    spawn("control".into(), move || control::run(parts))
+}
+
+/// How far the database shards are: nothing is known yet, but how the journal was opened.
+pub(super) fn persist_status(
+    plan: &Plan<'_>,
+    journal: &JournalHandle<RealDisk>,
+    incarnation: Incarnation,
+    last: Seq,
+) -> Arc<PersistStatus> {
+    let status = PersistStatus::new(ship::layout(plan.config));
+    let (journal, next) = (journal.journal(), incarnation);
+    status.set_opening(lost_tail::Opening { journal, next, last });
+    Arc::new(status)
+}
+
+/// From the journal's files to Kafka, and from there where this process persists too.
+pub(super) fn run_ship(
+    plan: &Plan<'_>,
+    shared: &Shared,
+    journal: &JournalHandle<RealDisk>,
+    incarnation: Incarnation,
+    told: (Seq, Teller),
+    status: &Arc<PersistStatus>,
+) -> Result<Shipping, StartError> {
+    let home = ship::NodeHome {
+        cluster: Arc::clone(plan.cluster),
+        stock: Arc::clone(&shared.core.stock),
+        is_shared: plan.config.stock.kind == StockKind::Redis,
+    };
+    let (data, clock) = (plan.data(), &shared.core.clock);
+    let parts = ship::ShipParts { data, journal, clock, incarnation };
+    ship::start(plan.config, &parts, told, home, status)
+}
+
+/// From the journal's files to the database shards.
+pub(super) fn run_persist(
+    plan: &Plan<'_>,
+    shared: &Shared,
+    journal: &JournalHandle<RealDisk>,
+    incarnation: Incarnation,
+    status: &Arc<PersistStatus>,
+) -> Result<Persist, StartError> {
+    let (config, data, clock) = (plan.config, plan.data(), &shared.core.clock);
+    let settings = writer_settings(config);
+    let journal_disk = RealDisk::open_read_only(&open::journal_dir(data))
+        .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
+    let stores = stores::open(&config.store, &data.join("db"), status.layout())?;
+    let writers = embedded::over_journal(stores, settings, status, || {
+        let (disk, id) = (journal_disk.clone(), journal.journal());
+        let durable = Arc::clone(journal.durable());
+        Ok(JournalFrames::new(disk, id, incarnation, durable, Arc::clone(clock)))
+    })?;
+    Persist::start(writers, Arc::clone(status), 1, clock.clock())
+        .map_err(|error| StartError::Io { what: "cannot start a thread", error })
+}
+
+/// A thread that ends when told to, and node time of the newest snapshot.
+type RunningSnapshots = (Sender<()>, JoinHandle<()>, Arc<AtomicU64>);
+
+/// The thread that takes snapshots.
+pub(super) fn run_snapshots(
+    plan: &Plan<'_>,
+    shared: &Shared,
+    journal: &Arc<JournalHandle<RealDisk>>,
+    incarnation: Incarnation,
+    disk: &RealDisk,
+    newest: Option<SnapshotInfo>,
+) -> Result<RunningSnapshots, StartError> {
+    let core = &shared.core;
+    let taken_at = Arc::new(AtomicU64::new(newest.map_or(0, |s| s.header.stamp.node.get())));
+    let covered_twice = snapshotter::covered_twice(&snapshot::kept(disk)?);
+    journal.cover_by_snapshots(covered_twice);
+    let parts = SnapshotterParts {
+        disk: disk.clone(),
+        journal: journal.journal(),
+        incarnation,
+        inboxes: Arc::clone(&core.inboxes),
+        control: core.control.clone(),
+        clock: Arc::clone(&core.clock),
+        durable: Arc::clone(journal.durable()),
+        policy: SnapshotPolicy {
+            every_ms: plan.config.snapshot.every_ms,
+            every_records: plan.config.snapshot.every_records,
+        },
+        covered: newest.map_or(Seq::NONE, |s| s.lowest_cut),
+        covered_twice,
+        is_pressed: Box::new({
+            let gauge = Arc::clone(journal.gauge());
+            move || gauge.state() != DiskState::Normal
+        }),
+        on_kept: Box::new({
+            let journal = Arc::clone(journal);
+            move |kept| journal.cover_by_snapshots(snapshotter::covered_twice(kept))
+        }),
+        taken_at: Arc::clone(&taken_at),
+    };
+    let (stop, stopped) = bounded(1);
+    let thread = spawn("snapshot".into(), move || snapshotter::run(parts, &stopped))?;
+    Ok((stop, thread, taken_at))
+}
+
+/// `/metrics` finds its sources.
+pub(super) fn show_figures(
+    plan: &Plan<'_>,
+    seams: &Seams,
+    shared: &Shared,
+    journal: &JournalHandle<RealDisk>,
+    status: &Arc<PersistStatus>,
+    snapshot_taken_at: &Arc<AtomicU64>,
+    shipping: Option<&Shipping>,
+) {
+    let (figures, bound) = (&seams.figures, plan.config.journal.max_bytes);
+    let (gauges, clock) = (&shared.gauges, &shared.core.clock);
+    figures.attach(journal, bound, status, gauges, snapshot_taken_at, clock);
+    if let Some(shipping) = shipping {
+        figures.attach_ship(shipping.status());
+    }
+    figures.attach_leases(&shared.board);
+    if let Some(stats) = &shared.stock_stats {
+        figures.attach_stock_redis(stats);
+    }
+}
+
+/// A member's statement finds the database shards.
+pub(super) fn show_history(
+    plan: &Plan<'_>,
+    seams: &Seams,
+    journal: &JournalHandle<RealDisk>,
+    status: &Arc<PersistStatus>,
+) -> Result<(), StartError> {
+    let (reads, _) = history::start(HistoryParts {
+        store: plan.config.store.clone(),
+        folder: plan.data().join("db"),
+        journal: journal.journal(),
+        durable: Arc::clone(journal.durable()),
+        status: Arc::clone(status),
+    })
+    .map_err(|error| StartError::Io { what: "cannot start a thread", error })?;
+    let _ = seams.history.set(Arc::new(reads));
+    Ok(())
+}
+
+/// `GET /v1/audit` finds what it looks at.
+pub(super) fn show_audit(
+    plan: &Plan<'_>,
+    seams: &Seams,
+    shared: &Shared,
+    journal: &JournalHandle<RealDisk>,
+    incarnation: Incarnation,
+    addresses: Addresses,
+) {
+    let _ = seams.audit.set(LiveAudit {
+        name: format!("http://{}", addresses.admin),
+        data: plan.data().to_path_buf(),
+        store: plan.config.store.clone(),
+        kafka: ship::kafka_of(plan.config),
+        journal: journal.journal(),
+        incarnation,
+        durable: Arc::clone(journal.durable()),
+        gauge: Arc::clone(journal.gauge()),
+        core: Arc::clone(&shared.core),
+        running: Default::default(),
+    });
+}
+
+/// The thread that carries what one part knows to another, once it has done so for the first time;
+/// and the claim of slots, recorded where it is new.
+pub(super) fn run_housekeeping(
+    shared: &Shared,
+    journal: &Arc<JournalHandle<RealDisk>>,
+    status: &Arc<PersistStatus>,
+    told_through: Option<ToldThrough>,
+    claim: Option<&Claim>,
+) -> Result<(Sender<()>, JoinHandle<()>), StartError> {
+    let watch = Housekeeping {
+        core: Arc::clone(&shared.core),
+        journal: Arc::clone(journal),
+        status: Arc::clone(status),
+        told_through,
+    };
+    watch.look();
+    if let Some(claim) = claim {
+        claims::record(&shared.core.control, claim)?;
+    }
+    let (stop, stopped) = bounded::<()>(1);
+    let thread = spawn("housekeeping".into(), move || {
+        while stopped.recv_timeout(HOUSEKEEPING_EVERY) == Err(RecvTimeoutError::Timeout) {
+            watch.look();
+        }
+    })?;
+    Ok((stop, thread))
+}
+
 const HOUSEKEEPING_EVERY: Duration = Duration::from_millis(100);
+
+/// How far events are told.
+type ToldThrough = Arc<dyn Fn() -> Seq + Send + Sync>;
 
 /// Carries what one part knows to another that must hear of it.
 struct Housekeeping {
@@ -389,11 +501,13 @@ struct Housekeeping {
     journal: Arc<JournalHandle<RealDisk>>,
     status: Arc<PersistStatus>,
     /// How far the events are told, where there are any.
-    told_through: Option<Arc<dyn Fn() -> Seq + Send + Sync>>,
+    told_through: Option<ToldThrough>,
 }
 
 impl Housekeeping {
     fn look(&self) {
+        let durable = self.journal.durable().get();
+        self.status.note_complete(durable, self.core.now());
         let stored = self.status.persisted_through();
         let told = self.told_through.as_ref().map_or(stored, |through| through());
         self.journal.cover_by_store(stored.min(told));
@@ -405,14 +519,12 @@ impl Housekeeping {
     }
 }
 
-fn prepare_data(config: &Config) -> Result<PathBuf, StartError> {
-    let data = config.node.data.clone();
+fn prepare_data(data: &Path) -> Result<(), StartError> {
     let failed = |error| StartError::Data { path: data.display().to_string(), error };
-    std::fs::create_dir_all(&data).map_err(failed)?;
+    std::fs::create_dir_all(data).map_err(failed)?;
     // Written and removed: a folder that only looks writable is found out here, not in the sale.
     let probe = data.join(".writable");
-    std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).map_err(failed)?;
-    Ok(data)
+    std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).map_err(failed)
 }
 
 fn journal_options(config: &Config, data: &Path) -> JournalOptions {
@@ -444,27 +556,6 @@ fn report_recovery(opened: &Opened<RealDisk>, recovered: &Recovered) {
     );
 }
 
-fn start_persist(
-    config: &Config,
-    data: &Path,
-    journal: &Arc<JournalHandle<RealDisk>>,
-    clock: &Arc<NodeClock>,
-    incarnation: Incarnation,
-    status: &Arc<PersistStatus>,
-) -> Result<Persist, StartError> {
-    let settings = writer_settings(config);
-    let journal_disk = RealDisk::open_read_only(&open::journal_dir(data))
-        .map_err(|error| StartError::Data { path: data.display().to_string(), error })?;
-    let stores = stores::open(&config.store, &data.join("db"), status.layout())?;
-    let writers = embedded::over_journal(stores, settings, status, || {
-        let (disk, id) = (journal_disk.clone(), journal.journal());
-        let durable = Arc::clone(journal.durable());
-        Ok(JournalFrames::new(disk, id, incarnation, durable, Arc::clone(clock)))
-    })?;
-    Persist::start(writers, Arc::clone(status), 1, clock.clock())
-        .map_err(|error| StartError::Io { what: "cannot start a thread", error })
-}
-
 fn spawn<T: Send + 'static>(
     name: String,
     run: impl FnOnce() -> T + Send + 'static,
@@ -477,8 +568,11 @@ fn spawn<T: Send + 'static>(
 
 /// I7: after a failed write nothing is acknowledged any more, and recovery reads the disk.
 fn die_poisoned(error: &JournalError) {
-    tracing::error!(%error, "the journal cannot be written: the node ends, nothing is confirmed");
-    eprintln!("onrush: {error}: the node ends; start it again once the disk is sound");
+    tracing::error!(
+        %error,
+        "the journal cannot be written: the node ends, nothing is confirmed; start it again once \
+         the disk is sound"
+    );
     std::process::exit(EXIT_POISONED);
 }
 

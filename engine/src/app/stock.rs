@@ -92,6 +92,5 @@ fn halt(item: &str, why: Halt) {
         ),
     };
     tracing::error!("{line}");
-    eprintln!("onrush: {line}");
     std::process::exit(EXIT_NOT_OURS);
 }

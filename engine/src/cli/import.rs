@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::AdminUrl;
 use super::admin::{Answer, block_on, send};
+use super::sale_file;
 
 const CHUNK_LEN: usize = 256 * 1024;
 const TICK: Duration = Duration::from_millis(100);
@@ -98,12 +99,17 @@ impl futures_core::Stream for FileChunks {
 pub fn sale(file: &Path, node: &AdminUrl) -> anyhow::Result<ExitCode> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    // toml's message draws the line and column.
-    let table: toml::Table = toml::from_str(&text).with_context(|| file.display().to_string())?;
-    let json = serde_json::to_vec(&json_of(toml::Value::Table(table.clone())))?;
-    let body = Full::from(json).map_err(|never| match never {}).boxed();
+    let sale = match sale_file::parse(&text) {
+        Ok(sale) => sale,
+        Err(error) => {
+            eprintln!("{}:{}: {error}", file.display(), error.line);
+            eprintln!("onrush: nothing of {} was applied", file.display());
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let body = Full::from(serde_json::to_vec(&sale)?).map_err(|never| match never {}).boxed();
     let answer = block_on(send(node, "POST", "/v1/sales", Some("application/json"), body))?;
-    let id = table.get("id").and_then(|id| id.as_str()).unwrap_or("?");
+    let id = &sale.id;
     match answer.status {
         StatusCode::CREATED => println!("Sale {id} is defined."),
         StatusCode::OK => println!("Sale {id} was there, with the same definition."),
@@ -113,19 +119,4 @@ pub fn sale(file: &Path, node: &AdminUrl) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// TOML as JSON; times become RFC 3339 strings, whether they were written as times or strings.
-fn json_of(value: toml::Value) -> serde_json::Value {
-    match value {
-        toml::Value::String(text) => text.into(),
-        toml::Value::Integer(number) => number.into(),
-        toml::Value::Float(number) => number.into(),
-        toml::Value::Boolean(flag) => flag.into(),
-        toml::Value::Datetime(time) => time.to_string().into(),
-        toml::Value::Array(values) => values.into_iter().map(json_of).collect(),
-        toml::Value::Table(table) => {
-            table.into_iter().map(|(key, value)| (key, json_of(value))).collect()
-        }
-    }
 }

@@ -9,6 +9,7 @@ mod import;
 mod journal;
 mod kafka;
 mod letters;
+mod sale_file;
 mod split;
 mod stock;
 

@@ -392,8 +392,9 @@ impl Acceptor {
         let io = LinkIo { io: TokioIo::new(stream), link: link.clone() };
         let worker = Rc::clone(&self.worker);
         let service = service_fn(move |request| serve(Rc::clone(&worker), link.clone(), request));
+        // Without hyper's `pipeline_flush`: it holds an answer back while anything of the next
+        // request has come, and buffers answers without bound for whoever does not read them.
         let connection = http1::Builder::new()
-            .pipeline_flush(true)
             .max_buf_size(HEAD_LEN_MAX)
             .max_headers(HEADERS_MAX)
             .serve_connection(io, service);

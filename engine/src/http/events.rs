@@ -19,7 +19,6 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
-use tokio::time::MissedTickBehavior;
 
 use super::cells::Cells;
 use super::json;
@@ -34,8 +33,6 @@ use crate::units::NodeTime;
 
 /// How often the lines are looked at: stock is told at most five times a second.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// How often a silent stream says that it is alive.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 /// Events that one watcher may fall behind before it gets a snapshot instead.
 const BACKLOG: usize = 64;
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -91,7 +88,6 @@ fn subscribe(
 async fn look(worker: Rc<Worker>, core: Arc<Core>, sale: Arc<SaleEntry>, watch: Rc<Watch>) {
     let mut events = core.events.subscribe();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = Lines::read(&core, &sale);
     while !worker.links.is_draining() && watch.pieces.receiver_count() > 0 {
         tokio::select! {
@@ -104,6 +100,8 @@ async fn look(worker: Rc<Worker>, core: Arc<Core>, sale: Arc<SaleEntry>, watch: 
                     tell(&watch, stock_piece(&core, &sale));
                 }
                 seen = now;
+                // From here on, not from when it was due: two looks are never closer than that.
+                ticks.reset();
             }
             event = events.recv() => match event {
                 Ok(event) if event.sale == sale.index => {
@@ -138,12 +136,13 @@ struct Watcher {
 
 async fn run_watcher(worker: Rc<Worker>, mut watcher: Watcher, first: Bytes) {
     Cells::count(&worker.cells.watchers);
+    let heartbeat_every = Duration::from_millis(worker.shared.config.heartbeat_ms);
     let mut piece = first;
     while watcher.sender.send(piece).await.is_ok() {
         piece = tokio::select! {
             biased;
             () = watcher.sender.closed() => break,
-            received = tokio::time::timeout(HEARTBEAT_EVERY, watcher.pieces.recv()) => {
+            received = tokio::time::timeout(heartbeat_every, watcher.pieces.recv()) => {
                 match received {
                     Err(_) => Bytes::from_static(b": alive\n\n"),
                     Ok(Ok(piece)) => piece,

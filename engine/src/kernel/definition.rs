@@ -78,6 +78,25 @@ pub enum DefinitionError {
     Json(String),
 }
 
+/// Where in a definition a fault lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// A field of the sale.
+    Sale(&'static str),
+    /// A field of an item, by its index.
+    Item(usize, &'static str),
+}
+
+/// A fault, and where it lies.
+pub type Fault = (Place, DefinitionError);
+
+/// What the checks have made of a definition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Checked {
+    canonical: String,
+    eligible: Vec<Option<Ranges>>,
+}
+
 /// A definition that has passed every check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ValidSale {
@@ -92,39 +111,50 @@ type Ranges = Arc<[(MemberId, MemberId)]>;
 impl SaleDefinition {
     /// Checks everything that can be said without knowing other sales.
     pub fn validate(self) -> Result<ValidSale, DefinitionError> {
-        check_id("sale id", &self.id)?;
-        check_name(&self.id, &self.name)?;
+        let Checked { canonical, eligible } = self.check().map_err(|(_, error)| error)?;
+        Ok(ValidSale { definition: self, canonical, eligible })
+    }
+
+    /// The same, for those who also ask where a fault lies.
+    pub fn check(&self) -> Result<Checked, Fault> {
+        let of_sale = |field| move |error| (Place::Sale(field), error);
+        check_id("sale id", &self.id).map_err(of_sale("id"))?;
+        check_name(&self.id, &self.name).map_err(of_sale("name"))?;
         if self.opens_at >= self.closes_at {
-            return Err(DefinitionError::Times);
+            return Err((Place::Sale("closes_at"), DefinitionError::Times));
         }
         if self.hold_ttl_ms == 0 || self.hold_ttl_ms > HOLD_TTL_MS_MAX {
-            return Err(DefinitionError::HoldTtl(self.hold_ttl_ms));
+            return Err((Place::Sale("hold_ttl_ms"), DefinitionError::HoldTtl(self.hold_ttl_ms)));
         }
         if self.items.is_empty() || self.items.len() > ITEMS_MAX {
-            return Err(DefinitionError::ItemCount(self.items.len()));
+            return Err((Place::Sale("items"), DefinitionError::ItemCount(self.items.len())));
         }
         let mut skus = HashSet::new();
         let mut eligible = Vec::with_capacity(self.items.len());
-        for item in &self.items {
-            check_id("sku", &item.sku)?;
-            check_name(&item.sku, &item.name)?;
+        for (index, item) in self.items.iter().enumerate() {
+            let of_item = |field| move |error| (Place::Item(index, field), error);
+            check_id("sku", &item.sku).map_err(of_item("sku"))?;
             if !skus.insert(item.sku.as_str()) {
-                return Err(DefinitionError::SkuTwice(item.sku.clone()));
+                return Err(of_item("sku")(DefinitionError::SkuTwice(item.sku.clone())));
             }
+            check_name(&item.sku, &item.name).map_err(of_item("name"))?;
             if item.points > Points::MAX {
-                return Err(DefinitionError::Price { sku: item.sku.clone(), points: item.points });
+                let (sku, points) = (item.sku.clone(), item.points);
+                return Err(of_item("points")(DefinitionError::Price { sku, points }));
             }
             if item.limit_per_member == Quantity::ZERO {
-                return Err(DefinitionError::Limit(item.sku.clone()));
+                let error = DefinitionError::Limit(item.sku.clone());
+                return Err(of_item("limit_per_member")(error));
             }
-            eligible.push(item.eligible.as_deref().map(|list| ranges(item, list)).transpose()?);
+            let ranges = item.eligible.as_deref().map(|list| ranges(item, list)).transpose();
+            eligible.push(ranges.map_err(of_item("eligible"))?);
         }
-        let canonical =
-            serde_json::to_string(&self).map_err(|e| DefinitionError::Json(e.to_string()))?;
+        let canonical = serde_json::to_string(self)
+            .map_err(|e| (Place::Sale("items"), DefinitionError::Json(e.to_string())))?;
         if canonical.len() > DEFINITION_LEN_MAX {
-            return Err(DefinitionError::TooLong(canonical.len()));
+            return Err((Place::Sale("items"), DefinitionError::TooLong(canonical.len())));
         }
-        Ok(ValidSale { definition: self, canonical, eligible })
+        Ok(Checked { canonical, eligible })
     }
 }
 

@@ -24,6 +24,8 @@ const ALARMS_KEPT: usize = 64;
 pub struct ShardStatus {
     persisted: [AtomicU64; PARTITION_COUNT],
     persisted_node_ms: AtomicU64,
+    /// Node time at which it was last seen to have everything; the start's, where it never was.
+    complete_node_ms: AtomicU64,
     pub batches: AtomicU64,
     pub records: AtomicU64,
     /// Records that came again and were left out.
@@ -75,6 +77,7 @@ impl ShardStatus {
         Self {
             persisted: [const { AtomicU64::new(0) }; PARTITION_COUNT],
             persisted_node_ms: AtomicU64::new(0),
+            complete_node_ms: AtomicU64::new(0),
             batches: AtomicU64::new(0),
             records: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
@@ -99,6 +102,14 @@ impl ShardStatus {
     /// Node time of the newest record in the database. Units: milliseconds; 0: none yet.
     pub fn persisted_node_ms(&self) -> u64 {
         self.persisted_node_ms.load(Ordering::Relaxed)
+    }
+    /// How long it has lacked something. Units: milliseconds.
+    ///
+    /// † Not since its newest record alone, which may lie far back where nothing happened [after a
+    /// quiet night the first record looked like a lag of hours].
+    pub fn behind_ms(&self, now: NodeTime) -> u64 {
+        let stored = self.persisted_node_ms();
+        now.get().saturating_sub(stored.max(self.complete_node_ms.load(Ordering::Relaxed)))
     }
     pub(super) fn set_node_time(&self, at: NodeTime) {
         self.persisted_node_ms.fetch_max(at.get(), Ordering::Relaxed);
@@ -214,6 +225,15 @@ impl PersistStatus {
         let partitions = Partition::all().filter(|p| self.routes.reads(shard, *p));
         partitions.map(|p| status.persisted(p)).min()
     }
+    /// Notes which database shards have everything up to the journal's end, at this moment.
+    pub fn note_complete(&self, end: Seq, now: NodeTime) {
+        for (shard, status) in self.shards() {
+            let was_never_noted = status.complete_node_ms.load(Ordering::Relaxed) == 0;
+            if was_never_noted || self.shard_through(shard) >= end {
+                status.complete_node_ms.fetch_max(now.get(), Ordering::Relaxed);
+            }
+        }
+    }
     pub fn lag(&self) -> Lag {
         let head = self.head_seq.load(Ordering::Relaxed);
         let records = head.saturating_sub(self.persisted_through().get());
@@ -258,5 +278,28 @@ impl PersistStatus {
         let result = waited.unwrap_or_else(PoisonError::into_inner).1;
         self.waiters.fetch_sub(1, Ordering::Relaxed);
         !result.timed_out()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_is_behind_since_it_last_had_everything_or_by_its_newest_record() {
+        let status = PersistStatus::new(Layout::new(1).unwrap());
+        let shard = status.shard(DatabaseShard::new(0));
+        let at = NodeTime::new;
+        // Behind from the start: since the start, as far as anybody knows.
+        status.note_complete(Seq::new(5), at(1_000));
+        status.note_complete(Seq::new(5), at(2_000));
+        assert_eq!(shard.behind_ms(at(2_500)), 1_500);
+        // It has everything, for hours; then there is a record that it lacks.
+        status.note_complete(Seq::NONE, at(9_000_000));
+        status.note_complete(Seq::new(6), at(9_000_100));
+        assert_eq!(shard.behind_ms(at(9_000_150)), 150);
+        // It follows, without ever having all.
+        shard.set_node_time(at(9_500_000));
+        assert_eq!(shard.behind_ms(at(9_500_040)), 40);
     }
 }

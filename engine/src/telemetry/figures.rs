@@ -32,7 +32,7 @@ pub struct PersistFigures {
     pub database_shard: u16,
     /// Durable records that its watermark has not passed yet.
     pub lag_records: u64,
-    /// Units: milliseconds since the watermark last equalled the journal's end.
+    /// Units: milliseconds since it last had everything, or since its newest record.
     pub lag_ms: u64,
     pub dead_letters: u64,
 }

@@ -108,8 +108,19 @@ fn a_sale_is_imported_once_and_a_wrong_one_not_at_all() {
     assert!(code == Some(0) && out.contains("was there"), "{out}");
     let (code, _, err) = import(&good.replace("stock = 5", "stock = 6"));
     assert!(code == Some(1) && err.contains("sale.toml"), "{err}");
-    let (code, _, err) = import("id = \"t\"\nname = ");
-    assert!(code == Some(2) && err.contains("line 2"), "{err}");
+    // With its line, whether it is the syntax or a value.
+    for (bad, line, word) in [
+        (String::from("id = \"t\"\nname = "), 2, "string"),
+        (good.replace("stock = 5", "stock = -5"), 10, "-5"),
+        (good.replace("\"s\"", "\"a b\""), 1, "sale id"),
+        (good.replace("\"cup\"", "\"a b\""), 7, "sku"),
+        (String::from(good) + &good[good.find("[[").expect("an item")..], 13, "two items"),
+    ] {
+        let (code, _, err) = import(&bad);
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains(&format!("sale.toml:{line}: ")) && err.contains(word), "{err}");
+        assert!(err.contains("nothing of"), "{err}");
+    }
     assert_eq!(node.units("s", "cup"), [5, 0, 0]);
 }
 
@@ -138,4 +149,19 @@ fn a_journal_is_printed_and_verified_and_a_flipped_bit_is_named() {
     assert_eq!(code, Some(1), "{out}{err}");
     let said = out + &err;
     assert!(said.contains(&*files[0].file_name().expect("a name").to_string_lossy()), "{said}");
+}
+
+#[test]
+fn the_demo_says_fail_and_why_where_it_cannot_even_begin() {
+    let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/demo");
+    for (words, reason) in [
+        (&["--no-such-option"][..], "no such option: --no-such-option"),
+        (&["--members"], "--members needs a value"),
+        (&["--members", "7"], "--members takes a number above 100"),
+        (&["--rate", "fast"], "not a number from 1 on: fast"),
+    ] {
+        let (code, out, err) = run(std::process::Command::new(&demo).args(words));
+        let last = out.lines().last().unwrap_or_default();
+        assert!(code == Some(1) && last.starts_with(&format!("FAIL: {reason}")), "{out}{err}");
+    }
 }

@@ -200,14 +200,15 @@ impl Site {
     pub fn launch(&self) -> Node {
         let (ready_file, log) = (self.path("ready"), self.path("node.log"));
         let _ = fs::remove_file(&ready_file);
-        let log_file = File::options().create(true).append(true).open(&log).expect("writable");
+        let open =
+            |path: &Path| File::options().create(true).append(true).open(path).expect("writable");
         let child = self
             .serve()
             .arg("--ready-file")
             .arg(&ready_file)
             .stdin(Stdio::null())
-            .stdout(log_file.try_clone().expect("a second handle"))
-            .stderr(log_file)
+            .stdout(open(&self.path("node.out")))
+            .stderr(open(&log))
             .spawn()
             .expect("onrush starts");
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
@@ -342,6 +343,15 @@ impl Node {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("kB");
         kib * 1024
+    }
+
+    /// Processor time that it has had. Units: ticks of the kernel's clock.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        let stat = stat.expect("our child lives");
+        // Behind the name, which may have blanks; user and system time are the 14th and 15th field.
+        let fields = stat.rsplit_once(") ").expect("a name in brackets").1.split(' ');
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
     }
 
     /// The first event of its log that says so.

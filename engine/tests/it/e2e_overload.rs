@@ -2,8 +2,9 @@
 //! above, and its memory stays bounded. Both are printed.
 //!
 //! The generator here is one thread on a core of its own that writes pipelined requests to many
-//! connections and only counts the status lines that come back, so that it can ask for far more
-//! than a node can do. The node has the other core.
+//! connections and only counts the status lines that come back, so that it can offer far more than
+//! a node can do. It offers them by the clock, not by the answers (open loop): what the node does
+//! not read stays in the kernel's buffers, and is written on top of. The node has the other core.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -29,7 +30,11 @@ struct Counts {
     done: u64,
     refused: u64,
     other: u64,
+    /// Sent, and not answered by the end.
+    waiting: u64,
     seconds: f64,
+    /// Processor time of the node. Units: ticks of the kernel's clock.
+    cpu_ticks: u64,
 }
 
 impl Counts {
@@ -108,7 +113,7 @@ impl Connection {
             let rest = &self.tail[at..];
             if rest.starts_with(STATUS_LINE) {
                 counts.count(&rest[STATUS_LINE.len()..whole]);
-                self.outstanding = self.outstanding.saturating_sub(1);
+                self.outstanding -= 1;
                 at += whole;
             } else {
                 let next = rest[1..].iter().position(|b| *b == b'H');
@@ -145,14 +150,56 @@ impl Requests {
     }
 }
 
-/// Sends for `seconds`, at most `pipeline` requests out per connection, and with `per_second` at
-/// that rate where the connections let it.
+/// What is left of the best goodput: by the clock, and per processor time that the node had.
+#[derive(Clone, Copy)]
+struct Kept {
+    by_clock: f64,
+    by_cpu: f64,
+}
+
+impl Kept {
+    fn of(over: &Counts, best: &Counts) -> Self {
+        let per_tick = |counts: &Counts| counts.done as f64 / counts.cpu_ticks.max(1) as f64;
+        Self { by_clock: over.goodput() / best.goodput(), by_cpu: per_tick(over) / per_tick(best) }
+    }
+    fn max(self, other: Self) -> Self {
+        Self { by_clock: self.by_clock.max(other.by_clock), by_cpu: self.by_cpu.max(other.by_cpu) }
+    }
+    /// Eight tenths of what it could carry. Neighbours that take the node's processor away for a
+    /// while take from what it carries by the clock, and not from what it makes of its time; so one
+    /// of the two will do, as long as it was not at rest.
+    fn is_enough(self) -> bool {
+        self.by_clock >= 0.8 || self.by_cpu >= 0.8 && self.by_clock >= 0.1
+    }
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (clock, cpu) = (100.0 * self.by_clock, 100.0 * self.by_cpu);
+        write!(f, "{clock:.0} % of the best by the clock, {cpu:.0} % per processor time")
+    }
+}
+
+/// How requests are offered.
+#[derive(Clone, Copy)]
+enum Offer {
+    /// As many as are answered, this many ahead on each connection: what finds the best.
+    AsAnswered { ahead: u64 },
+    /// So many a second, whether or not any is answered. Only a connection whose buffers are full
+    /// is passed over; a request that finds no other one is held back, and counted as that.
+    Regardless { per_second: f64 },
+}
+
+/// Requests that are written to a connection at a time, at most: each write costs the generator
+/// more than the requests in it.
+const AT_ONCE: u64 = 32;
+
+/// Offers requests over this many connections for `seconds`.
 fn drive(
     address: SocketAddr,
     tag: &'static str,
     connections: usize,
-    pipeline: u64,
-    per_second: Option<f64>,
+    offer: Offer,
     seconds: u64,
 ) -> Counts {
     let mut requests = Requests {
@@ -167,24 +214,26 @@ fn drive(
     let begun = now();
     while begun.elapsed() < Duration::from_secs(seconds) {
         for connection in &mut connections {
-            let due = per_second.map(|rate| rate * begun.elapsed().as_secs_f64());
-            let may_send = |c: &Connection, sent: u64| match due {
-                Some(due) => (sent as f64) < due && c.outstanding < pipeline,
-                None => c.outstanding < pipeline,
-            };
-            let mut in_a_row = 0;
-            while in_a_row < pipeline && may_send(connection, counts.sent) {
-                connection.queue(requests.next());
-                counts.sent += 1;
-                in_a_row += 1;
+            if connection.flush() {
+                let room = match offer {
+                    Offer::AsAnswered { ahead } => ahead.saturating_sub(connection.outstanding),
+                    Offer::Regardless { per_second } => {
+                        let due = per_second * begun.elapsed().as_secs_f64();
+                        (due as u64).saturating_sub(counts.sent)
+                    }
+                };
+                for _ in 0..room.min(AT_ONCE) {
+                    connection.queue(requests.next());
+                    counts.sent += 1;
+                }
+                connection.flush();
             }
-            connection.flush();
             connection.drain(&mut buffer, &mut counts);
         }
     }
     counts.seconds = begun.elapsed().as_secs_f64();
-    let on_their_way = connections.len() as u64 * pipeline;
-    assert!(counts.answered() + on_their_way >= counts.sent, "answers are missing: {counts:?}");
+    counts.waiting = connections.iter().map(|connection| connection.outstanding).sum();
+    assert_eq!(counts.answered() + counts.waiting, counts.sent, "answers to nothing: {counts:?}");
     counts
 }
 
@@ -213,48 +262,52 @@ fn ten_times_the_load_leaves_the_goodput_and_bounds_the_memory() {
         node.import_members(1, MEMBERS, 1_000_000);
         node.open_sale("load", 3_600_000, &[("cup", 1, 1_000_000_000, 1_000_000)]);
 
-        drive(node.public, "warm", 32, 8, None, 1);
-        let best = [(64, 8), (256, 8), (512, 8)]
-            .map(|(connections, pipeline)| {
-                drive(node.public, "best", connections, pipeline, None, seconds)
-            })
+        let run = |tag, connections, offer| {
+            let begun = node.cpu_ticks();
+            let mut counts = drive(node.public, tag, connections, offer, seconds);
+            counts.cpu_ticks = node.cpu_ticks() - begun;
+            counts
+        };
+        let alone = |tag, connections| run(tag, connections, Offer::AsAnswered { ahead: 8 });
+        alone("warm", 32);
+        let best = [64, 256, 512]
+            .map(|connections| alone("best", connections))
             .into_iter()
             .max_by(|a, b| a.goodput().total_cmp(&b.goodput()))
             .expect("three runs");
         let rate = 10.0 * best.goodput();
-        let overloaded = |tag| {
-            let over = drive(node.public, tag, 4_000, 8, Some(rate), seconds);
-            (over, node.resident_bytes())
-        };
+        let overloaded = |tag| run(tag, 4_000, Offer::Regardless { per_second: rate });
         // Twice: what a load of this size needs is there after the first; what has no bound would
-        // grow again in the second. And one of two runs has the machine to itself, more likely.
+        // grow again in the second.
         let before = node.resident_bytes();
-        let ((first, after_first), (second, after_second)) =
-            (overloaded("over-1"), overloaded("over-2"));
-        let over = if first.goodput() > second.goodput() { first } else { second };
+        let first = overloaded("over-1");
+        let after_first = node.resident_bytes();
+        let second = overloaded("over-2");
+        let after_second = node.resident_bytes();
+        let (mut kept, told) = (Kept::of(&first, &best).max(Kept::of(&second, &best)), &second);
         println!(
-            "overload: best {:.0}/s; asked for {rate:.0}/s, sent {:.0}/s, carried {:.0}/s ({:.0} % \
-             of the best), refused {:.0}/s; memory {} MiB before, {} and {} MiB after",
+            "overload: best {:.0}/s; offered {rate:.0}/s without waiting for answers, {:.0}/s of \
+             them sent, {:.0}/s carried, {:.0}/s refused, {} left unanswered; {kept}; memory {} \
+             MiB before, {} and {} MiB after",
             best.goodput(),
-            over.rate(),
-            over.goodput(),
-            100.0 * over.goodput() / best.goodput(),
-            over.refused as f64 / over.seconds,
+            told.rate(),
+            told.goodput(),
+            told.refused as f64 / told.seconds,
+            told.waiting,
             before >> 20,
             after_first >> 20,
             after_second >> 20,
         );
-        let mut ratio = over.goodput() / best.goodput();
         // A neighbour on the machine may have come between the two: compare side by side again.
-        for (alone, over) in [("alone-1", "over-3"), ("alone-2", "over-4"), ("alone-3", "over-5")] {
-            if ratio >= 0.8 {
+        for (tag, again) in [("alone-1", "over-3"), ("alone-2", "over-4"), ("alone-3", "over-5")] {
+            if kept.is_enough() {
                 break;
             }
-            let alone = drive(node.public, alone, 256, 8, None, seconds);
-            let over = drive(node.public, over, 4_000, 8, Some(rate), seconds);
-            ratio = ratio.max(over.goodput() / alone.goodput());
+            let alone = alone(tag, 256);
+            kept = kept.max(Kept::of(&overloaded(again), &alone));
+            println!("overload, once more: {kept}");
         }
-        assert!(ratio >= 0.8, "goodput fell to {ratio:.2} of the best: {over:?}");
+        assert!(kept.is_enough(), "of the best goodput was left: {kept}");
         // What is sold is remembered, and may take room; what is refused may not.
         let remembered = second.done * REDEMPTION_BYTES_MAX;
         assert!(after_second < after_first + remembered + (64 << 20), "memory grows without bound");

@@ -2,19 +2,19 @@
 //! second signal, the readiness file.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use onrush::persist::sqlite::path_of;
 use onrush::ship::partition::DatabaseShard;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::e2e::{Site, now, onrush, run, turn, wait_until};
 use crate::e2e_burst::{Book, ITEMS, MEMBERS, POINTS, SALE, burst};
-use crate::e2e_client::Wish;
+use crate::e2e_client::{Wish, read_reply};
 
 /// Exit code 2, one line that names the trouble, nothing else.
 #[track_caller]
@@ -179,6 +179,140 @@ fn readiness_falls_while_a_request_is_still_being_sent() {
     site.audit();
 }
 
+/// A request's head, behind which the node asks for the body: so it has begun on it.
+fn begin_request(address: SocketAddr, key: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+    let head = format!(
+        "POST /v1/sales/late/redemptions HTTP/1.1\r\nhost: x\r\nx-member-id: 1\r\n\
+         idempotency-key: {key}\r\ncontent-type: application/json\r\ncontent-length: 26\r\n\
+         expect: 100-continue\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).expect("sent");
+    let mut line = [0; 25];
+    stream.read_exact(&mut line).expect("an answer");
+    assert_eq!(&line, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream
+}
+
+#[test]
+fn a_request_that_was_begun_before_the_drain_is_answered_in_it() {
+    let _turn = turn();
+    let site = Site::new();
+    let mut node = site.start();
+    node.import_members(1, 1, 100);
+    node.open_sale("late", 3_600_000, &[("cup", 10, 100, 50)]);
+    let mut begun = begin_request(node.public, "k");
+    node.signal(Signal::TERM);
+    wait_until("readyz falls", Duration::from_secs(30), || {
+        node.admin().get("/readyz").status == 503
+    });
+    begun.write_all(br#"{"sku":"cup","quantity":1}"#).expect("sent");
+    let first = read_reply(&mut BufReader::new(begun)).expect("an answer").expect(201);
+    assert!(node.wait(Duration::from_secs(40)).success());
+    assert!(node.logged("final snapshot taken").is_some(), "{}", node.log_tail());
+    site.audit();
+    let node = site.start();
+    let again = node.client().redeem(&Wish::new(1, "k", "late", "cup")).expect(201);
+    assert_eq!(again.body, first.body);
+    assert_eq!(node.units("late", "cup"), [99, 0, 1]);
+}
+
+/// Nothing else would end these requests within ten minutes.
+#[test]
+fn requests_that_never_end_keep_the_node_until_the_deadline_and_no_longer() {
+    let _turn = turn();
+    let mut site = Site::new();
+    site.set("node.drain_deadline_ms", "2000");
+    site.set("http.read_timeout_ms", "600000");
+    let mut node = site.start();
+    node.import_members(1, 1, 100);
+    node.open_sale("late", 3_600_000, &[("cup", 10, 100, 50)]);
+    let _without_body = begin_request(node.public, "k");
+    let half_a_head = b"POST /v1/members:import HTTP/1.1\r\nhost: x\r\n";
+    let _half: Vec<TcpStream> = [node.public, node.admin]
+        .into_iter()
+        .map(|address| {
+            let mut stream = TcpStream::connect(address).expect("a connection");
+            stream.write_all(half_a_head).expect("sent");
+            stream
+        })
+        .collect();
+    node.signal(Signal::TERM);
+    assert!(node.wait(Duration::from_mins(1)).success());
+    for message in ["the drain's deadline passed; what was confirmed is durable", "ended"] {
+        assert!(node.logged(message).is_some(), "{message}:\n{}", node.log_tail());
+    }
+    assert!(node.logged("final snapshot taken").is_some(), "{}", node.log_tail());
+    site.audit();
+    let node = site.start();
+    assert_eq!(node.units("late", "cup"), [100, 0, 0]);
+    assert_eq!(node.points(1), [100, 0]);
+}
+
+#[test]
+fn logs_are_one_json_object_per_event_where_nobody_sits_in_front() {
+    let _turn = turn();
+    let mut site = Site::new();
+    site.set("node.drain_deadline_ms", "2000");
+    site.set("http.read_timeout_ms", "600000");
+    let node = site.start();
+    let addresses = [node.public, node.admin];
+    node.open_sale("late", 3_600_000, &[("cup", 10, 100, 50)]);
+    // So one event warns.
+    let _without_body = begin_request(node.public, "k");
+    assert!(node.stop().success());
+
+    let printed = fs::read_to_string(site.path("node.out")).expect("what it printed");
+    let [public, admin] = addresses;
+    assert_eq!(printed, format!("members:   http://{public}\noperators: http://{admin}\n"));
+    let log = fs::read_to_string(site.path("node.log")).expect("its log");
+    let mut told = Vec::new();
+    for line in log.lines() {
+        let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        let text = |field: &str| event[field].as_str().unwrap_or_else(|| panic!("{field}: {line}"));
+        text("timestamp").parse::<jiff::Timestamp>().expect("a time");
+        told.push((text("level").to_owned(), text("message").to_owned()));
+    }
+    for (level, message) in [
+        ("INFO", "recovered"),
+        ("INFO", "ready"),
+        ("INFO", "final snapshot taken"),
+        ("WARN", "the drain's deadline passed; what was confirmed is durable"),
+        ("INFO", "ended"),
+    ] {
+        let count = told.iter().filter(|(l, m)| l == level && m == message).count();
+        assert_eq!(count, 1, "{level} {message}: {log}");
+    }
+}
+
+const PANICS_ENV: &str = "ONRUSH_TEST_PANICS";
+
+/// The process that panics; does nothing unless another test runs it.
+#[test]
+fn child_that_panics() {
+    if std::env::var_os(PANICS_ENV).is_some() {
+        onrush::telemetry::logs::end_at_panic();
+        onrush::telemetry::logs::init().expect("nothing was set up before");
+        panic!("a bug,\nin two lines");
+    }
+}
+
+#[test]
+fn a_panic_ends_the_process_and_is_one_event_too() {
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "e2e_start::child_that_panics", "--nocapture"]);
+    command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").env(PANICS_ENV, "1");
+    let output = command.output().expect("it starts");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(6), "SIGABRT");
+    let told = String::from_utf8_lossy(&output.stderr);
+    let [line] = told.lines().collect::<Vec<_>>()[..] else { panic!("not one line: {told}") };
+    let event: Value = serde_json::from_str(line).expect("JSON");
+    assert_eq!(event["level"], "ERROR");
+    let message = event["message"].as_str().expect("a message");
+    assert!(message.contains("e2e_start.rs") && message.contains("a bug,\nin two lines"), "{told}");
+}
+
 #[test]
 fn half_sent_requests_are_closed_and_have_no_effect() {
     let _turn = turn();
@@ -247,7 +381,8 @@ fn an_import_cut_off_by_kill_9_is_completed_by_running_it_again() {
     let node = site.start();
     let mut client =
         import(node.admin).stderr(std::process::Stdio::null()).spawn().expect("it starts");
-    wait_until("some accounts are open", Duration::from_mins(1), || opened(&node) > 0);
+    // More than an import has in flight at once (4,096): so some are durable.
+    wait_until("some accounts are open", Duration::from_mins(1), || opened(&node) > 5_000);
     node.kill();
     assert!(!client.wait().expect("it ends").success(), "it was cut off");
     let node = site.start();

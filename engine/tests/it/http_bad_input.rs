@@ -1,5 +1,7 @@
 //! Bad input over real sockets: the right problem or a closed connection, and never an effect.
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::http_client::{Answer, Ask, Connection, TestNode, import, open_sale, redeem};
@@ -250,6 +252,34 @@ fn requests_that_come_together_are_answered_in_order() {
         let answer = connection.read("POST").unwrap();
         assert_eq!((answer.status, answer.json()["balance"].as_u64()), (201, Some(990 - 10 * n)));
         assert_eq!(connection.read("GET").unwrap().status, 404);
+    }
+}
+
+#[test]
+fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
+    let node = node();
+    let next = redeem("s", MEMBER, "second", ONE).bytes();
+    for cut in [1, 40, next.len() - 1] {
+        let mut connection = Connection::open(node.public);
+        let mut bytes = redeem("s", MEMBER, &format!("first-{cut}"), ONE).bytes();
+        bytes.extend(&next[..cut]);
+        connection.write(&bytes);
+        assert_eq!(connection.read("POST").expect("an answer").status, 201, "cut at {cut}");
+    }
+}
+
+/// [A client that only ever asked had its answers kept for it, without bound.]
+#[test]
+fn whoever_does_not_read_answers_is_not_heard_any_further() {
+    const SENT_MAX: usize = 64 << 20;
+    let node = node();
+    let many = Ask::get("/v1/sales/s").bytes().repeat(1_000);
+    let mut stream = TcpStream::connect(node.public).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut sent = 0;
+    while let Ok(count) = stream.write(&many) {
+        sent += count;
+        assert!(sent < SENT_MAX, "the node still reads after {sent} bytes of requests");
     }
 }
 

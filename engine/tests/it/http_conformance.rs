@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::http_client::{
-    Answer, Ask, Connection, FUTURE, PAST, TestNode, definition, import, open_sale, redeem,
+    Answer, Ask, FUTURE, PAST, TestNode, definition, import, open_sale, redeem,
 };
 use crate::http_spec::{Listener, Spec};
 use Listener::{Admin, Gateway, Public};
@@ -484,93 +484,5 @@ fn an_open_that_is_answered_is_open_for_the_next_request() {
         let ask = redeem(&id, 1, &format!("k{n}"), r#"{"sku":"cup","quantity":1}"#);
         let answer = ask.send(node.public);
         assert_eq!(answer.status, 201, "sale {n}: {}", answer.text());
-    }
-}
-
-#[test]
-fn a_stream_tells_what_happens_to_a_sale() {
-    let node = TestNode::start();
-    let spec = Spec::load();
-    import(&node, [(1, 1_000)]);
-    open_sale(&node, "s", &[("cup", 10, 2, 2)]);
-    let mut stream = Connection::open(node.public);
-    let watch = Ask::get("/v1/sales/s/events");
-    stream.write(&watch.bytes());
-    let mut events = Events::begin(&mut stream);
-    let (snapshot, latest, data) = events.next();
-    assert_eq!(snapshot, "snapshot");
-    spec.validate_named("Sale", &data);
-
-    redeem("s", 1, "k1", r#"{"sku":"cup","quantity":2}"#).send(node.public);
-    // Which of the two comes first hangs on the moment at which the stream looks.
-    let mut told = [events.next(), events.next()];
-    told.sort_by(|a, b| a.0.cmp(&b.0));
-    let [(sold_out, id, data), (stock, _, units)] = told;
-    assert_eq!((sold_out.as_str(), id), ("sold-out", None));
-    spec.validate_named("EventSoldOut", &data);
-    assert_eq!((stock.as_str(), &units["items"][0]["free"]), ("stock", &0.into()));
-    spec.validate_named("EventStock", &units);
-
-    let mut last = latest.unwrap();
-    for (step, event) in [("pause", "paused"), ("resume", "resumed"), ("close", "closed")] {
-        assert_eq!(Ask::post(&format!("/v1/sales/s/{step}")).send(node.admin).status, 200);
-        let (name, id, data) = events.next();
-        assert_eq!(name, event);
-        spec.validate_named("EventTime", &data);
-        assert!(id.unwrap() > last, "ids rise");
-        last = id.unwrap();
-    }
-
-    // The latest event's id goes on without a snapshot; any other one begins with it.
-    for (id, first) in
-        [(last.to_string(), "stock"), ("1".into(), "snapshot"), ("x".into(), "snapshot")]
-    {
-        let mut again = Connection::open(node.public);
-        again.write(&watch.clone().header("Last-Event-ID", &id).bytes());
-        assert_eq!(Events::begin(&mut again).next().0, first);
-    }
-    node.stop();
-    assert!(events.has_ended(), "a drain ends the stream");
-}
-
-/// Server-sent events, one by one.
-struct Events<'a> {
-    stream: &'a mut Connection,
-    text: String,
-}
-
-impl<'a> Events<'a> {
-    fn begin(stream: &'a mut Connection) -> Self {
-        let head = stream.read_head();
-        assert_eq!(head.status, 200);
-        assert_eq!(head.header("content-type"), Some("text/event-stream"));
-        Self { stream, text: String::new() }
-    }
-
-    fn next(&mut self) -> (String, Option<u64>, serde_json::Value) {
-        loop {
-            if let Some((event, rest)) = self.text.split_once("\n\n") {
-                let (event, rest) = (event.to_owned(), rest.to_owned());
-                self.text = rest;
-                if event.starts_with(':') {
-                    continue;
-                }
-                let field = |name: &str| {
-                    event.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned))
-                };
-                let id = field("id: ").map(|id| id.parse().unwrap());
-                let data = serde_json::from_str(&field("data: ").unwrap()).unwrap();
-                return (field("event: ").unwrap(), id, data);
-            }
-            let chunk = self.stream.read_chunk().expect("the stream goes on");
-            self.text += std::str::from_utf8(&chunk).unwrap();
-        }
-    }
-
-    fn has_ended(mut self) -> bool {
-        while let Some(chunk) = self.stream.read_chunk() {
-            self.text += std::str::from_utf8(&chunk).unwrap();
-        }
-        true
     }
 }

@@ -21,6 +21,8 @@ mod e2e_start;
 mod http_bad_input;
 mod http_client;
 mod http_conformance;
+mod http_events;
+mod http_metrics;
 mod http_notes;
 mod http_spec;
 mod http_starting;
