@@ -70,13 +70,13 @@ impl Check<'_> {
         checked: &mut Checked,
         found: &mut Findings,
     ) -> Result<(), CheckError> {
-        self.resolve_unknown(ledger, checked)?;
+        let lost = self.resolve_unknown(ledger, checked)?;
         let mut asked_again = vec![false; self.work.items.len()];
         let resolved = checked.clone();
         let seen = loop {
             *checked = resolved.clone();
             let mut in_look = Findings::default();
-            let look = self.find_and_count(ledger, checked, &mut in_look);
+            let look = self.find_and_count(ledger, &lost, checked, &mut in_look);
             let (seen, short) = match look {
                 Ok(looked) => looked,
                 Err(e) => {
@@ -132,7 +132,7 @@ impl Check<'_> {
         let count = ledger.by_item.get(&short.item).copied().unwrap_or_default();
         let text = format!(
             "{}: {} requests were refused for stock{when}, and {} units are free, of which {} came \
-             back from holds ({})",
+             back from holds or lost requests ({})",
             self.work.items[short.item].sku,
             count.sold_out,
             short.free,
@@ -163,12 +163,14 @@ impl Check<'_> {
         ask_each(&self.plan.targets, asks, self.options.patience(), what, see)
     }
 
-    /// Requests whose answer was lost are asked for by their key.
+    /// Requests whose answer was lost are asked for by their key. Returns, per item, the units of
+    /// those without an effect: a node may have set them aside until it died.
     fn resolve_unknown(
         &self,
         ledger: &mut Ledger,
         checked: &mut Checked,
-    ) -> Result<(), CheckError> {
+    ) -> Result<Vec<u64>, CheckError> {
+        let mut lost = vec![0; self.work.items.len()];
         let mut numbers: Vec<u64> = ledger.unknown.iter().copied().collect();
         numbers.sort_unstable();
         let weights = running_weights(self.work);
@@ -178,14 +180,12 @@ impl Check<'_> {
         let mut left = numbers.iter().copied();
         self.ask(asks, "unknown requests", |reply| {
             let number = left.next().expect("as many answers as asks");
-            if reply.status == 404 {
-                checked.resolved_without_effect += 1;
-                ledger.unknown.remove(&number);
-                return Ok(());
-            }
-            let list: Redemptions = view::parse(&path(number), &reply)?;
-            ledger.unknown.remove(&number);
             let choice = choice(number);
+            let list = match reply.status {
+                404 => Redemptions { redemptions: Vec::new() },
+                _ => view::parse(&path(number), &reply)?,
+            };
+            ledger.unknown.remove(&number);
             if list.redemptions.len() > 1 {
                 let ids: Vec<_> = list.redemptions.iter().map(|r| &*r.id).collect();
                 let text = format!(
@@ -199,6 +199,7 @@ impl Check<'_> {
             }
             let Some(r) = list.redemptions.into_iter().next() else {
                 checked.resolved_without_effect += 1;
+                lost[choice.item] += u64::from(self.work.quantity);
                 return Ok(());
             };
             checked.resolved_with_effect += 1;
@@ -220,13 +221,15 @@ impl Check<'_> {
             count.points += r.points;
             ledger.accepted.insert(number, accepted);
             Ok(())
-        })
+        })?;
+        Ok(lost)
     }
 
     /// Looks at redemptions and stock together; again, if a hold ended between the two looks.
     fn find_and_count<'l>(
         &self,
         ledger: &'l Ledger,
+        lost: &[u64],
         checked: &mut Checked,
         found: &mut Findings,
     ) -> Result<(Vec<Seen<'l>>, Vec<Short>), CheckError> {
@@ -236,7 +239,7 @@ impl Check<'_> {
             *found = Findings::default();
             *checked = before.clone();
             let seen = self.find_accepted(ledger, checked, found)?;
-            let short = self.stock(ledger, &seen, checked, found)?;
+            let short = self.stock(ledger, lost, &seen, checked, found)?;
             let may_move = seen.iter().any(|s| s.now.state() == "held");
             let differs = found.counts().contains_key("units-differ");
             if look == LOOKS || !(differs && may_move) {
@@ -326,6 +329,7 @@ impl Check<'_> {
     fn stock(
         &self,
         ledger: &Ledger,
+        lost: &[u64],
         seen: &[Seen<'_>],
         checked: &mut Checked,
         found: &mut Findings,
@@ -379,8 +383,8 @@ impl Check<'_> {
             // Holds from before the run may have ended in it: who cannot see them cannot judge.
             let Some(held_before) = before.held else { continue };
             // Whoever was refused could have had what was free then: fewer than one request wants,
-            // and since then came what holds gave back, and what was added.
-            let came_back = ended + held_before;
+            // and since then came what holds gave back, what died with a node, and what was added.
+            let came_back = ended + held_before + lost[index];
             if free > came_back + added + u64::from(self.work.quantity) - 1 {
                 let is_shared = now.is_leased() || self.plan.targets.len() > 1;
                 short.push(Short { item: index, free, came_back, is_shared });

@@ -228,6 +228,31 @@ fn units_of_holds_that_nobody_can_see_are_no_violation() {
     assert!(number(&ran, "/check/undersold") > 900.0, "{}", ran.stdout);
 }
 
+/// A node takes the one unit for a request, and dies before that is durable: whoever was refused
+/// meanwhile was refused in good faith, and the unit is free again.
+#[test]
+fn a_unit_that_died_with_its_request_is_no_violation() {
+    for (hangs_up, code) in [(true, 0), (false, 3)] {
+        let server = Server::start(move |ask| match (&*ask.method, &*ask.path) {
+            ("POST", _) if ask.number == 20 && hangs_up => Say::raw(b"", true),
+            ("POST", _) => Say::json(409, r#"{"code":"sold-out","final":false}"#),
+            (_, "/v1/sales/s1") => Say::json(
+                200,
+                r#"{"items":[{"sku":"a","limit_per_member":3,"total":1,"free":1,"held":0,
+                "confirmed":0}]}"#,
+            ),
+            _ => Say::json(200, r#"{"redemptions":[]}"#),
+        });
+        let url = server.url();
+        let load = ["--sale", "s1", "--members", "1-500", "--rate", "100", "--seconds", "0.5"];
+        let more = ["--attempts", "1", "--timeout", "1", "--check", "--admin", &url];
+        let ran = run(&url, &[&load[..], &more].concat());
+        assert_eq!(ran.code, code, "{} {}", ran.stdout, ran.stderr);
+        let without_effect = number(&ran, "/check/resolved_without_effect") as u64;
+        assert_eq!(without_effect, u64::from(hangs_up));
+    }
+}
+
 #[test]
 fn a_threshold_that_stays_missed_ends_the_run_early() {
     let server = Server::start(|ask| {
