@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::mall::{Lie, Mall, START, open};
-use crate::server::{Say, Server};
+use crate::server::{Ask, Say, Server};
 use crate::tool::{Ran, number, run, run_aside};
 
 const LOAD: [&str; 14] = [
@@ -118,6 +118,38 @@ fn a_kill_in_the_run_is_no_violation() {
     assert_eq!(ran.code, 0, "{:?} {}", findings(&ran), ran.stderr);
     assert_eq!(number(&ran, "/check/found_over_api") as u64, 300);
     assert_eq!(ran.summary["outages"].as_array().unwrap().len(), 1);
+}
+
+/// Holds that others left behind end in the run, and their units and points are had again.
+#[test]
+fn holds_from_before_the_run_may_end_in_it() {
+    for (balances, lie, code) in [
+        (&[][..], Lie::None, 0),
+        (&["--balances", "ask"], Lie::None, 0),
+        (&["--balances", "ask"], Lie::TakesFromRefused, 3),
+    ] {
+        let mut before = mall().lying(lie);
+        let held = [before.begin(5, "a", "held"), before.begin(6, "a", "held")];
+        // One more is held to the end.
+        before.begin(7, "b", "held");
+        let mall = Mutex::new(before);
+        let server = Server::start(move |ask| {
+            let mut mall = mall.lock().unwrap();
+            if ask.number == 150 {
+                for id in &held {
+                    let path = format!("/v1/redemptions/{id}/cancel");
+                    mall.handle(&Ask { method: "POST".into(), path, ..Ask::default() });
+                }
+            }
+            mall.handle(ask)
+        });
+        let url = server.url();
+        let ran = run(&url, &[&LOAD[..], &["--check", "--admin", &url], balances].concat());
+        assert_eq!(ran.code, code, "{lie:?}: {:?} {}", findings(&ran), ran.stderr);
+        if code == 0 {
+            assert_eq!(number(&ran, "/ledger/units") as u64, 89, "all but the one that is held");
+        }
+    }
 }
 
 #[test]

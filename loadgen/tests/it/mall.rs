@@ -258,7 +258,7 @@ impl Mall {
         Say::json(201, &body)
     }
 
-    fn begin(&mut self, member: u64, sku: &str, state: &'static str) -> String {
+    pub fn begin(&mut self, member: u64, sku: &str, state: &'static str) -> String {
         self.next_id += 1;
         let id = format!("00000000-0000-8000-8000-{:012x}", self.next_id);
         let left = self.stock.get_mut(sku).unwrap();
