@@ -1,7 +1,8 @@
 //! Recorded arrivals: a CSV file, or an access log in the common (or combined) log format.
 //!
 //! A log's times are whole seconds: its requests of one second are spread evenly over it, in their
-//! order. Of a CSV file the column `seconds` counts, from wherever it begins; `method` and `path`
+//! order. Lines without a request (`-`, or what was no HTTP) are left out, and counted. Of a CSV
+//! file the column `seconds` counts, from wherever it begins; `method` and `path`
 //! are used where they are there.
 
 use std::collections::HashMap;
@@ -21,6 +22,9 @@ pub struct Recording {
     pub what: Vec<u32>,
     /// Methods and paths, each pair once.
     pub requests: Vec<(String, String)>,
+    /// Lines of a log that have no request.
+    #[serde(default)]
+    pub left_out: usize,
 }
 
 /// A recording that cannot be replayed.
@@ -48,11 +52,15 @@ pub fn read(path: &Path, speed: f64) -> Result<Recording, ReplayError> {
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
     let wrong = |(line, detail)| ReplayError::Line { path: name.clone(), line, detail };
     let first = text.lines().find(|l| !l.trim().is_empty()).unwrap_or("");
-    let entries = if is_log(first) { read_log(&text) } else { read_csv(&text) }.map_err(wrong)?;
+    let (entries, left_out) = if is_log(first) {
+        read_log(&text).map_err(wrong)?
+    } else {
+        (read_csv(&text).map_err(wrong)?, 0)
+    };
     if entries.is_empty() {
         return Err(ReplayError::Empty { path: name });
     }
-    Ok(Recording::of(entries, speed))
+    Ok(Recording { left_out, ..Recording::of(entries, speed) })
 }
 
 impl Recording {
@@ -100,16 +108,21 @@ fn is_log(line: &str) -> bool {
     line.contains(" [") && line.contains("] \"")
 }
 
-fn read_log(text: &str) -> Result<Vec<Entry>, Bad> {
-    let mut entries: Vec<Entry> = Vec::new();
+/// The requests, and how many lines have none.
+fn read_log(text: &str) -> Result<(Vec<Entry>, usize), Bad> {
+    let (mut entries, mut left_out): (Vec<Entry>, usize) = (Vec::new(), 0);
     let mut of_second: HashMap<i64, u32> = HashMap::new();
     let mut places = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         if line.trim().is_empty() {
             continue;
         }
-        let (second, method, path) =
+        let (second, request) =
             log_line(line).ok_or_else(|| (number, "not a line of an access log".into()))?;
+        let Some((method, path)) = request else {
+            left_out += 1;
+            continue;
+        };
         let count = of_second.entry(second).or_default();
         places.push((second, *count));
         *count += 1;
@@ -118,16 +131,18 @@ fn read_log(text: &str) -> Result<Vec<Entry>, Bad> {
     for (entry, (second, place)) in entries.iter_mut().zip(places) {
         entry.at = second as f64 + f64::from(place) / f64::from(of_second[&second]);
     }
-    Ok(entries)
+    Ok((entries, left_out))
 }
 
-fn log_line(line: &str) -> Option<(i64, &str, &str)> {
+/// The second, and the method and path where there are such.
+fn log_line(line: &str) -> Option<(i64, Option<(&str, &str)>)> {
     let (_, rest) = line.split_once(" [")?;
     let (time, rest) = rest.split_once("] \"")?;
     let time = jiff::fmt::strtime::parse("%d/%b/%Y:%H:%M:%S %z", time).ok()?.to_timestamp().ok()?;
     let mut words = rest.split(['"', ' ']);
-    let (method, path) = (words.next()?, words.next()?);
-    (is_method(method) && is_path(path)).then_some((time.as_second(), method, path))
+    let request = words.next().zip(words.next());
+    let request = request.filter(|(method, path)| is_method(method) && is_path(path));
+    Some((time.as_second(), request))
 }
 
 fn read_csv(text: &str) -> Result<Vec<Entry>, Bad> {
@@ -183,14 +198,20 @@ mod tests {
                 "1.2.3.4 - - [10/Oct/2025:13:55:{second:02} -0700] \"GET {path} HTTP/1.1\" 200 5"
             )
         };
-        let text = [line(36, "/a"), line(36, "/b"), line(38, "/a"), String::new()].join("\n");
-        let recording = Recording::of(read_log(&text).unwrap(), 1.0);
+        let hung_up = line(40, "").replace("GET  HTTP/1.1", "-");
+        let no_http = line(37, "").replace("GET  HTTP/1.1", "\\x16\\x03\\x01");
+        let lines =
+            [line(36, "/a"), line(36, "/b"), no_http, line(38, "/a"), hung_up, String::new()];
+        let text = lines.join("\n");
+        let (entries, left_out) = read_log(&text).unwrap();
+        assert_eq!(left_out, 2);
+        let recording = Recording::of(entries, 1.0);
         assert_eq!(recording.at, [0, 500_000_000, 2_000_000_000]);
         assert_eq!(recording.request(0), Some(("GET", "/a")));
         assert_eq!(recording.request(1), Some(("GET", "/b")));
         assert_eq!(recording.request(2), Some(("GET", "/a")));
         assert_eq!(recording.requests.len(), 2);
-        let twice = Recording::of(read_log(&text).unwrap(), 2.0);
+        let twice = Recording::of(read_log(&text).unwrap().0, 2.0);
         assert_eq!(twice.at[2], 1_000_000_000);
     }
 

@@ -126,6 +126,13 @@ fn mass(phase: &Phase) -> f64 {
     phase.seconds * f64::midpoint(phase.from_rate, phase.to_rate)
 }
 
+/// How many requests are planned: exactly with even arrivals, else on average.
+pub fn planned(phases: &[Phase]) -> u64 {
+    let all: f64 = phases.iter().map(mass).sum();
+    // The first is planned at nothing.
+    (all - TOLERANCE).max(0.0).ceil() as u64
+}
+
 /// Units: seconds from the first planned moment to the last.
 pub fn total_seconds(phases: &[Phase]) -> f64 {
     phases.iter().map(|p| p.seconds).sum()
@@ -233,12 +240,17 @@ mod tests {
     fn a_constant_rate_is_planned_at_even_distances_and_to_the_exact_number() {
         let phases = [phase("a", 2.0, 1000.0, 1000.0)];
         let all: Vec<_> = Schedule::new(&phases, Arrivals::Even, 1, ALL).collect();
-        assert_eq!(all.len(), 2000);
+        assert_eq!((all.len(), planned(&phases)), (2000, 2000));
         assert!(all.iter().enumerate().all(|(i, a)| a.at == i as u64 * 1_000_000));
         // 0.1 * 30 is a little above 3 in floats.
         let all: Vec<_> =
             Schedule::new(&[phase("b", 30.0, 0.1, 0.1)], Arrivals::Even, 1, ALL).collect();
-        assert_eq!(all.len(), 3);
+        assert_eq!((all.len(), planned(&[phase("b", 30.0, 0.1, 0.1)])), (3, 3));
+        for rate in [0.3, 1.0, 1.7, 99.99] {
+            let phases = [phase("c", 7.3, rate, 2.0 * rate), phase("d", 1.1, rate, 0.0)];
+            let all = Schedule::new(&phases, Arrivals::Even, 1, ALL).count();
+            assert_eq!(all as u64, planned(&phases), "{rate}");
+        }
     }
 
     #[test]

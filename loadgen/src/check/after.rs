@@ -1,15 +1,16 @@
 //! After the drain: every answer is held against what can be found.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::check::again::{self, Again};
 use crate::check::before::Before;
 use crate::check::view::{self, Now, Redemption, Redemptions};
 use crate::check::{CheckError, Checked, Options, points, store};
 use crate::http::once::{Ask, Reply, ask_each};
 use crate::plan::{Plan, RedeemWork, Work};
 use crate::run::Outcomes;
-use crate::work::accepted::{Accepted, Finding, ItemCount, Ledger, State};
+use crate::work::accepted::{Accepted, Finding, Findings, ItemCount, Ledger, State};
 use crate::work::redeem::{choose, key, running_weights};
 
 /// An accepted redemption, and what the API says of it now.
@@ -20,7 +21,7 @@ pub struct Seen<'a> {
     pub now: Now,
 }
 
-/// Checks the run's ledger; findings are added to it.
+/// Checks the run's ledger; findings are added to it, also those before an error.
 pub fn after(
     run: &mut Outcomes,
     before: &Before,
@@ -28,19 +29,32 @@ pub fn after(
 ) -> Result<Checked, CheckError> {
     let plan = run.plan.clone();
     let Work::Redeem(work) = &plan.work else { return Ok(Checked::default()) };
-    let mut checked = Checked::default();
+    let (mut checked, mut found) = (Checked::default(), Findings::default());
     let check = Check { plan: &plan, work, options, before };
-    check.resolve_unknown(&mut run.ledger, &mut checked)?;
-    let (seen, mut found) = check.find_and_count(&run.ledger, &mut checked)?;
-    check.limits(&seen, &mut found);
-    points::check(&check, &seen, &mut checked, &mut found)?;
-    if let Some(store) = &options.store {
-        store::check(store, &check, &seen, &mut checked, &mut found)?;
-    }
-    for finding in found {
-        run.ledger.findings.push(finding);
-    }
-    Ok(checked)
+    let outcome = check.all(&mut run.ledger, &mut checked, &mut found);
+    run.ledger.findings.merge(found);
+    outcome.map(|()| checked)
+}
+
+/// An item with free units of which somebody was told that there are none.
+#[derive(Clone, Copy, Debug)]
+struct Short {
+    item: usize,
+    free: u64,
+    came_back: u64,
+    /// A node of several may have none for a moment.
+    is_shared: bool,
+}
+
+/// What the accepted redemptions of an item come to. Units: units.
+#[derive(Clone, Copy, Debug, Default)]
+struct OfItem {
+    live: u64,
+    /// Of those, the ones that are held.
+    held: u64,
+    /// Of those that were given back, by their members, by time, or by the operator.
+    ended: u64,
+    reversed: u64,
 }
 
 /// What the steps of the check have in common.
@@ -52,6 +66,84 @@ pub struct Check<'a> {
 }
 
 impl Check<'_> {
+    fn all(
+        &self,
+        ledger: &mut Ledger,
+        checked: &mut Checked,
+        found: &mut Findings,
+    ) -> Result<(), CheckError> {
+        let lost = self.resolve_unknown(ledger, checked)?;
+        let mut asked_again = vec![false; self.work.items.len()];
+        let resolved = checked.clone();
+        let seen = loop {
+            *checked = resolved.clone();
+            let mut in_look = Findings::default();
+            let look = self.find_and_count(ledger, &lost, checked, &mut in_look);
+            let (seen, short) = match look {
+                Ok(looked) => looked,
+                Err(e) => {
+                    found.merge(in_look);
+                    return Err(e);
+                }
+            };
+            let open: Vec<_> = (short.into_iter())
+                .filter(|s| !self.is_decided(ledger, s, &mut in_look) && !asked_again[s.item])
+                .collect();
+            if open.is_empty() {
+                found.merge(in_look);
+                break seen;
+            }
+            drop(seen);
+            for short in open {
+                asked_again[short.item] = true;
+                let count = ledger.by_item.get(&short.item).copied().unwrap_or_default();
+                let Some(number) = count.last_refused else { continue };
+                match again::ask(self, ledger, number) {
+                    Ok(Again::Refused) => {
+                        found.push(self.undersold(ledger, &short, ", the last one again after it"));
+                    }
+                    Ok(Again::Accepted | Again::Unclear) => {}
+                    Err(e) => {
+                        found.merge(in_look);
+                        return Err(e);
+                    }
+                }
+            }
+        };
+        self.limits(&seen, found);
+        points::check(self, &seen, checked, found)?;
+        if let Some(store) = &self.options.store {
+            store::check(store, self, &seen, checked, found)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is known why such an item has free units; where it must not have them, that is a
+    /// finding. Where one node of several was the last to refuse, it is not known.
+    fn is_decided(&self, ledger: &Ledger, short: &Short, found: &mut Findings) -> bool {
+        if !short.is_shared {
+            found.push(self.undersold(ledger, short, ""));
+            return true;
+        }
+        // Others were accepted after it.
+        let count = ledger.by_item.get(&short.item).copied().unwrap_or_default();
+        count.last_accepted >= count.last_refused
+    }
+
+    fn undersold(&self, ledger: &Ledger, short: &Short, when: &str) -> Finding {
+        let count = ledger.by_item.get(&short.item).copied().unwrap_or_default();
+        let text = format!(
+            "{}: {} requests were refused for stock{when}, and {} units are free, of which {} came \
+             back from holds or lost requests ({})",
+            self.work.items[short.item].sku,
+            count.sold_out,
+            short.free,
+            short.came_back,
+            self.about(&count)
+        );
+        Finding { kind: "undersold", text }
+    }
+
     /// Names a request in a finding.
     pub fn name(&self, number: u64, accepted: &Accepted) -> String {
         let sku = &self.work.items[accepted.item as usize].sku;
@@ -73,12 +165,14 @@ impl Check<'_> {
         ask_each(&self.plan.targets, asks, self.options.patience(), what, see)
     }
 
-    /// Requests whose answer was lost are asked for by their key.
+    /// Requests whose answer was lost are asked for by their key. Returns, per item, the units of
+    /// those without an effect: a node may have set them aside until it died.
     fn resolve_unknown(
         &self,
         ledger: &mut Ledger,
         checked: &mut Checked,
-    ) -> Result<(), CheckError> {
+    ) -> Result<Vec<u64>, CheckError> {
+        let mut lost = vec![0; self.work.items.len()];
         let mut numbers: Vec<u64> = ledger.unknown.iter().copied().collect();
         numbers.sort_unstable();
         let weights = running_weights(self.work);
@@ -88,14 +182,12 @@ impl Check<'_> {
         let mut left = numbers.iter().copied();
         self.ask(asks, "unknown requests", |reply| {
             let number = left.next().expect("as many answers as asks");
-            if reply.status == 404 {
-                checked.resolved_without_effect += 1;
-                ledger.unknown.remove(&number);
-                return Ok(());
-            }
-            let list: Redemptions = view::parse(&path(number), &reply)?;
-            ledger.unknown.remove(&number);
             let choice = choice(number);
+            let list = match reply.status {
+                404 => Redemptions { redemptions: Vec::new() },
+                _ => view::parse(&path(number), &reply)?,
+            };
+            ledger.unknown.remove(&number);
             if list.redemptions.len() > 1 {
                 let ids: Vec<_> = list.redemptions.iter().map(|r| &*r.id).collect();
                 let text = format!(
@@ -109,6 +201,7 @@ impl Check<'_> {
             }
             let Some(r) = list.redemptions.into_iter().next() else {
                 checked.resolved_without_effect += 1;
+                lost[choice.item] += u64::from(self.work.quantity);
                 return Ok(());
             };
             checked.resolved_with_effect += 1;
@@ -130,52 +223,50 @@ impl Check<'_> {
             count.points += r.points;
             ledger.accepted.insert(number, accepted);
             Ok(())
-        })
+        })?;
+        Ok(lost)
     }
 
     /// Looks at redemptions and stock together; again, if a hold ended between the two looks.
     fn find_and_count<'l>(
         &self,
         ledger: &'l Ledger,
+        lost: &[u64],
         checked: &mut Checked,
-    ) -> Result<(Vec<Seen<'l>>, Vec<Finding>), CheckError> {
+        found: &mut Findings,
+    ) -> Result<(Vec<Seen<'l>>, Vec<Short>), CheckError> {
         const LOOKS: u32 = 10;
+        let before = checked.clone();
         for look in 1.. {
-            let (mut now, mut found) = (checked.clone(), Vec::new());
-            let seen = self.find_accepted(ledger, &mut now, &mut found)?;
-            self.stock(ledger, &seen, &mut now, &mut found)?;
+            *found = Findings::default();
+            *checked = before.clone();
+            let seen = self.find_accepted(ledger, checked, found)?;
+            let short = self.stock(ledger, lost, &seen, checked, found)?;
             let may_move = seen.iter().any(|s| s.now.state() == "held");
-            let differs = found.iter().any(|f| f.kind == "units-differ");
+            let differs = found.counts().contains_key("units-differ");
             if look == LOOKS || !(differs && may_move) {
-                *checked = now;
-                return Ok((seen, found));
+                return Ok((seen, short));
             }
             std::thread::sleep(Duration::from_millis(300));
         }
         unreachable!("the last look returns")
     }
 
-    /// Each accepted redemption is there for its member, as it was answered.
+    /// Each accepted redemption is there for its member, as it was answered. In the order of the
+    /// members.
     fn find_accepted<'l>(
         &self,
         ledger: &'l Ledger,
         checked: &mut Checked,
-        found: &mut Vec<Finding>,
+        found: &mut Findings,
     ) -> Result<Vec<Seen<'l>>, CheckError> {
-        let mut all: Vec<_> = ledger.accepted.iter().map(|(&n, a)| (n, a)).collect();
-        all.sort_unstable_by_key(|(n, _)| *n);
+        self.ids_given_twice(ledger, found);
         let path = |a: &Accepted| format!("/v1/redemptions/{}", a.id);
-        let asks = all.iter().map(|(_, a)| (path(a), Some(a.member)));
-        let mut left = all.iter();
-        let mut seen = Vec::with_capacity(all.len());
-        let mut ids: HashMap<&str, u64> = HashMap::new();
+        let asks = ledger.accepted.values().map(|a| (path(a), Some(a.member)));
+        let mut left = ledger.accepted.iter();
+        let mut seen = Vec::with_capacity(ledger.accepted.len());
         self.ask(asks, "accepted redemptions", |reply| {
-            let &(number, a) = left.next().expect("as many answers as asks");
-            if let Some(other) = ids.insert(&a.id, number) {
-                let other = key(self.plan.seed, other);
-                let text = format!("{}: key {other} got the same id", self.name(number, a));
-                found.push(Finding { kind: "id-given-twice", text });
-            }
+            let (&number, a) = left.next().expect("as many answers as asks");
             if reply.status == 404 {
                 let text = format!(
                     "{}: answered 201 {} times, and is not there",
@@ -191,10 +282,24 @@ impl Check<'_> {
             seen.push(Seen { number, accepted: a, now: now.now() });
             Ok(())
         })?;
+        seen.sort_unstable_by_key(|s| (s.accepted.member, s.number));
         Ok(seen)
     }
 
-    fn compare(&self, number: u64, a: &Accepted, now: &Redemption, found: &mut Vec<Finding>) {
+    fn ids_given_twice(&self, ledger: &Ledger, found: &mut Findings) {
+        let mut ids: Vec<_> = ledger.accepted.iter().map(|(&n, a)| (&*a.id, n)).collect();
+        ids.sort_unstable();
+        for pair in ids.windows(2) {
+            let [(id, first), (other, second)] = pair else { continue };
+            if id == other {
+                let name = self.name(*second, &ledger.accepted[second]);
+                let text = format!("{name}: key {} got the same id", key(self.plan.seed, *first));
+                found.push(Finding { kind: "id-given-twice", text });
+            }
+        }
+    }
+
+    fn compare(&self, number: u64, a: &Accepted, now: &Redemption, found: &mut Findings) {
         let sku = &self.work.items[a.item as usize].sku;
         let same =
             (&*now.id, &now.sku, now.quantity, now.points) == (&*a.id, sku, a.quantity, a.points);
@@ -221,40 +326,27 @@ impl Check<'_> {
         }
     }
 
-    /// No more than there was; nothing taken that nobody was told of; no "sold out" in vain.
+    /// No more than there was; nothing taken that nobody was told of; no "sold out" for good in
+    /// vain. Returns the items of which units are free though somebody was refused.
     fn stock(
         &self,
         ledger: &Ledger,
+        lost: &[u64],
         seen: &[Seen<'_>],
         checked: &mut Checked,
-        found: &mut Vec<Finding>,
-    ) -> Result<(), CheckError> {
+        found: &mut Findings,
+    ) -> Result<Vec<Short>, CheckError> {
         let (admin, timeout) = (&self.options.admin, self.options.timeout);
         let sale = view::sale(&self.plan.targets, admin, &self.work.sale, timeout)?;
+        let sums = self.sums(seen);
+        let mut short = Vec::new();
         for (index, item) in self.work.items.iter().enumerate() {
-            let of_item = seen.iter().filter(|s| s.accepted.item as usize == index);
-            let (mut mine, ended): (Vec<_>, Vec<_>) = of_item.partition(|s| s.now.is_live());
-            let live = units(&mine);
+            let OfItem { live, held, ended, reversed } = sums[index];
             let before = self.before.items[index];
             let sku = &item.sku;
             let count = ledger.by_item.get(&index).copied().unwrap_or_default();
-            if let Some(bound) = before.bound
-                && live > bound
-            {
-                mine.sort_unstable_by_key(|s| (s.accepted.answered_at, s.number));
-                let mut left = bound;
-                let fits = |s: &&&Seen<'_>| {
-                    let rest = left.checked_sub(s.now.quantity.into());
-                    left = rest.unwrap_or(0);
-                    rest.is_some()
-                };
-                let beyond = mine[mine.iter().take_while(fits).count()];
-                let text = format!(
-                    "{sku}: {live} units are accepted, and there were {bound}; the first beyond \
-                     them: {}",
-                    self.name(beyond.number, beyond.accepted)
-                );
-                found.push(Finding { kind: "oversold", text });
+            if let Some(bound) = before.bound.filter(|&bound| live > bound) {
+                found.push(self.oversold(index, live, bound, seen));
             }
             let Some(now) = sale.items.iter().find(|i| i.sku == *sku) else {
                 if count == ItemCount::default() {
@@ -262,23 +354,30 @@ impl Check<'_> {
                 }
                 return Err(self.no_units(sku, "is not among the sale's items"));
             };
-            let taken = now.held.zip(now.confirmed).map(|(held, confirmed)| held + confirmed);
-            if let Some((after, before)) = taken.zip(before.taken)
-                && after != before + live
+            if let Some((now_held, confirmed)) = now.held.zip(now.confirmed)
+                && let Some((taken_before, held_before)) = before.taken.zip(before.held)
             {
-                let text = format!(
-                    "{sku}: {live} units are accepted in this run, and {} were taken ({})",
-                    i128::from(after) - i128::from(before),
-                    self.about(&count)
-                );
-                found.push(Finding { kind: "units-differ", text });
+                // Holds from before the run may have ended in it, but for those that are left.
+                let left = now_held.checked_sub(held);
+                let most_gone = left.and_then(|left| held_before.checked_sub(left));
+                let gone = (taken_before + live).checked_sub(now_held + confirmed);
+                if gone.is_none() || most_gone.is_none() || gone > most_gone {
+                    let text = format!(
+                        "{sku}: {live} units are accepted in this run, and {} were taken ({})",
+                        i128::from(now_held + confirmed) - i128::from(taken_before),
+                        self.about(&count)
+                    );
+                    found.push(Finding { kind: "units-differ", text });
+                }
             }
             if count.sold_out == 0 {
                 continue;
             }
             let free = now.unsold().ok_or_else(|| self.no_units(sku, "has no free units"))?;
             checked.undersold += free;
-            if let (Some(number), true) = (count.first_final, free > 0) {
+            // What the operator brings back was not to be foreseen.
+            let added = now.total.zip(before.total).map_or(0, |(a, b)| a.saturating_sub(b));
+            if let (Some(number), true) = (count.first_final, free > added + reversed) {
                 let text = format!(
                     "{sku}: {} requests (key {} first) were told that it is sold out for good, \
                      and {free} units are free",
@@ -288,25 +387,60 @@ impl Check<'_> {
                 found.push(Finding { kind: "undersold", text });
                 continue;
             }
+            // Holds from before the run may have ended in it: who cannot see them cannot judge.
+            let Some(held_before) = before.held else { continue };
             // Whoever was refused could have had what was free then: fewer than one request wants,
-            // and since then came what holds gave back, and what was added.
-            let came_back = units(&ended) + before.held.unwrap_or(0);
-            let added = now.total.zip(before.total).map_or(0, |(a, b)| a.saturating_sub(b));
-            let may_be_free = came_back + added + u64::from(self.work.quantity) - 1;
-            // A node of several may have none for a moment: then others are accepted after it.
-            let is_shared = now.is_leased() || self.plan.targets.len() > 1;
-            let has_ended = is_shared && count.last_accepted > count.last_refused;
-            if free > may_be_free && !has_ended {
-                let text = format!(
-                    "{sku}: {} requests were refused for stock, and {free} units are free, of \
-                     which {came_back} came back from holds ({})",
-                    count.sold_out,
-                    self.about(&count)
-                );
-                found.push(Finding { kind: "undersold", text });
+            // and since then came what holds gave back, what died with a node, and what was added.
+            let mut came_back = ended + held_before + lost[index];
+            if held_before > 0 {
+                // One of the run's own that ended after it was looked at hides behind those.
+                came_back += held;
+            }
+            if free > came_back + added + u64::from(self.work.quantity) - 1 {
+                let is_shared = now.is_leased() || self.plan.targets.len() > 1;
+                short.push(Short { item: index, free, came_back, is_shared });
             }
         }
-        Ok(())
+        Ok(short)
+    }
+
+    /// Per item of the plan.
+    fn sums(&self, seen: &[Seen<'_>]) -> Vec<OfItem> {
+        let mut sums = vec![OfItem::default(); self.work.items.len()];
+        for s in seen {
+            let of_item = &mut sums[s.accepted.item as usize];
+            let units = u64::from(s.now.quantity);
+            if s.now.is_live() {
+                of_item.live += units;
+            } else {
+                of_item.ended += units;
+            }
+            match s.now.state() {
+                "held" => of_item.held += units,
+                "reversed" => of_item.reversed += units,
+                _ => {}
+            }
+        }
+        sums
+    }
+
+    fn oversold(&self, item: usize, live: u64, bound: u64, seen: &[Seen<'_>]) -> Finding {
+        let is_mine = |s: &&Seen<'_>| s.accepted.item as usize == item && s.now.is_live();
+        let mut mine: Vec<_> = seen.iter().filter(is_mine).collect();
+        mine.sort_unstable_by_key(|s| (s.accepted.answered_at, s.number));
+        let mut left = bound;
+        let fits = |s: &&&Seen<'_>| {
+            let rest = left.checked_sub(s.now.quantity.into());
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        };
+        let beyond = mine[mine.iter().take_while(fits).count()];
+        let text = format!(
+            "{}: {live} units are accepted, and there were {bound}; the first beyond them: {}",
+            self.work.items[item].sku,
+            self.name(beyond.number, beyond.accepted)
+        );
+        Finding { kind: "oversold", text }
     }
 
     /// The requests that an item's figures are about.
@@ -328,28 +462,30 @@ impl Check<'_> {
     }
 
     /// No member has more than the limit.
-    fn limits(&self, seen: &[Seen<'_>], found: &mut Vec<Finding>) {
-        let mut had: HashMap<(u64, u16), (u64, u64)> = HashMap::new();
-        for s in seen.iter().filter(|s| s.now.is_live()) {
-            let entry = had.entry((s.accepted.member, s.accepted.item)).or_default();
-            *entry = (entry.0 + u64::from(s.now.quantity), s.number);
-        }
-        for ((member, item), (units, last)) in had {
-            let limit = self.before.items[item as usize].limit;
-            if let Some(limit) = limit.filter(|&limit| units > limit) {
-                let text = format!(
-                    "member {member} has {units} units of {}, and the limit is {limit} (last key \
-                     {})",
-                    self.work.items[item as usize].sku,
-                    key(self.plan.seed, last)
-                );
-                found.push(Finding { kind: "limit-passed", text });
+    fn limits(&self, seen: &[Seen<'_>], found: &mut Findings) {
+        for of_member in by_member(seen) {
+            let mut had: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+            for s in of_member.iter().filter(|s| s.now.is_live()) {
+                let entry = had.entry(s.accepted.item).or_default();
+                *entry = (entry.0 + u64::from(s.now.quantity), s.number);
+            }
+            for (item, (units, last)) in had {
+                let limit = self.before.items[item as usize].limit;
+                if let Some(limit) = limit.filter(|&limit| units > limit) {
+                    let text = format!(
+                        "member {} has {units} units of {}, and the limit is {limit} (last key {})",
+                        of_member[0].accepted.member,
+                        self.work.items[item as usize].sku,
+                        key(self.plan.seed, last)
+                    );
+                    found.push(Finding { kind: "limit-passed", text });
+                }
             }
         }
     }
 }
 
-/// What some redemptions hold together.
-fn units(of: &[&Seen<'_>]) -> u64 {
-    of.iter().map(|s| u64::from(s.now.quantity)).sum()
+/// Each member's, one after the other.
+pub fn by_member<'s, 'l>(seen: &'s [Seen<'l>]) -> impl Iterator<Item = &'s [Seen<'l>]> {
+    seen.chunk_by(|a, b| a.accepted.member == b.accepted.member)
 }

@@ -6,12 +6,14 @@
 //! before   sale and stock ─ balances ─ ids already stored
 //! run      201s seen, by key; unknown keys; final sold-outs         (work::redeem)
 //! after    unknown ones asked for ─► accepted ones found, in the right state
-//!            ─► stock, limits ─► points ─► the store, by SQL of its own
+//!            ─► stock (who was refused last asks once more, where that decides)
+//!            ─► limits ─► points ─► the store, by SQL of its own
 //! ```
 //! The check shares nothing with the engine. What it cannot look at makes the run invalid; what it
 //! sees and must not be is a finding.
 
 pub mod after;
+pub mod again;
 pub mod before;
 pub mod file;
 pub mod points;

@@ -1,11 +1,9 @@
 //! Points: every member has what was there before, less what the accepted redemptions cost.
 
-use std::collections::BTreeMap;
-
-use crate::check::after::{Check, Seen};
+use crate::check::after::{Check, Seen, by_member};
 use crate::check::view::{self, Points};
 use crate::check::{CheckError, Checked};
-use crate::work::accepted::{Finding, State};
+use crate::work::accepted::{Finding, Findings, State};
 
 /// Checks the members who have accepted redemptions; and where balances are known from before, all
 /// who might have come, so that a charge on one who was refused is found.
@@ -13,14 +11,11 @@ pub fn check(
     check: &Check<'_>,
     seen: &[Seen<'_>],
     checked: &mut Checked,
-    found: &mut Vec<Finding>,
+    found: &mut Findings,
 ) -> Result<(), CheckError> {
-    let mut by_member: BTreeMap<u64, Vec<&Seen<'_>>> = BTreeMap::new();
-    for s in seen {
-        by_member.entry(s.accepted.member).or_default().push(s);
-    }
+    let accepted = by_member(seen).map(|of_member| of_member[0].accepted.member);
     let members: Vec<u64> = match &check.before.balances {
-        None => by_member.keys().copied().collect(),
+        None => accepted.collect(),
         Some(known) => {
             let work = check.work;
             let places = work.first_member..=work.last_member;
@@ -30,7 +25,7 @@ pub fn check(
                 let is_in = |m: &u64| work.listed.is_some() || places.contains(m);
                 known.keys().copied().filter(is_in).collect()
             };
-            all.extend(by_member.keys());
+            all.extend(accepted);
             all.sort_unstable();
             all.dedup();
             all
@@ -41,7 +36,7 @@ pub fn check(
     let mut left = members.iter();
     check.ask(asks, "points", |reply| {
         let member = left.next().expect("as many answers as asks");
-        let redemptions = by_member.get(member).map_or(&[][..], |r| r);
+        let redemptions = of_member(seen, *member);
         if reply.status == 404 && redemptions.is_empty() {
             // A file may name members who have no account yet.
             return Ok(());
@@ -82,17 +77,24 @@ pub fn check(
             );
             found.push(Finding { kind: "points-differ", text });
         }
-        if !redemptions.is_empty() {
+        if !redemptions.is_empty() && !check.before.may_have_held(*member) {
             chain(*member, redemptions, points, found);
         }
         Ok(())
     })
 }
 
+/// A member's part of what is in the order of the members.
+fn of_member<'s, 'l>(seen: &'s [Seen<'l>], member: u64) -> &'s [Seen<'l>] {
+    let from = seen.partition_point(|s| s.accepted.member < member);
+    let to = seen.partition_point(|s| s.accepted.member <= member);
+    &seen[from..to]
+}
+
 /// Where all were redeemed in one step, each balance follows from the one before it, and the last
 /// one is what is left.
-fn chain(member: u64, redemptions: &[&Seen<'_>], points: Points, found: &mut Vec<Finding>) {
-    let one_step = |s: &&Seen<'_>| s.accepted.state == State::Confirmed && s.accepted.answers > 0;
+fn chain(member: u64, redemptions: &[Seen<'_>], points: Points, found: &mut Findings) {
+    let one_step = |s: &Seen<'_>| s.accepted.state == State::Confirmed && s.accepted.answers > 0;
     // A confirmed hold's balance was taken at the hold; without its order it proves nothing here.
     if points.held > 0 || !redemptions.iter().all(|s| one_step(s) && s.now.state() == "confirmed") {
         return;

@@ -23,7 +23,7 @@ pub struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes:
   0   good
-  1   usage, or no connection ever succeeded
+  1   usage, no connection ever succeeded, or a file could not be written
   2   invalid run: the generator was the bottleneck, or requests went unsent
   3   the ledger is violated: units, points or answers are wrong
   99  a threshold was missed
@@ -288,8 +288,8 @@ pub struct ScheduleArgs {
     #[arg(long, value_enum)]
     pub arrivals: Option<Arrivals>,
     /// Recorded arrivals instead of a rate: an access log (common or combined format), whose
-    /// methods and paths are sent below the target's, or a CSV file with a column `seconds`, and
-    /// `method` and `path` where it has them
+    /// methods and paths are sent below the target's (lines without a request are left out), or a
+    /// CSV file with a column `seconds`, and `method` and `path` where it has them
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rate", "phase", "seconds"])]
     pub replay: Option<PathBuf>,
     /// How much faster than it was recorded [default: 1]

@@ -20,7 +20,7 @@ use crate::check::store::Store;
 use crate::clock;
 use crate::plan::Load;
 use crate::report::verdict::exit;
-use crate::schedule::{Schedule, Share};
+use crate::schedule::{self, Arrivals};
 use args::{Cli, Command};
 use scenario::Preset;
 
@@ -82,14 +82,16 @@ fn check(path: &Path) -> Result<u8> {
             lines.extend(phases.iter().map(|p| {
                 format!("  {:<16} {:>8} s  {} to {}/s", p.name, p.seconds, p.from_rate, p.to_rate)
             }));
-            let seconds = crate::schedule::total_seconds(phases);
-            let share = Share { index: 0, of: 1 };
-            let seed = scenario.schedule.seed.unwrap_or(1);
+            let seconds = schedule::total_seconds(phases);
             let planned = match recorded {
-                Some(recording) => recording.at.len(),
-                None => Schedule::new(phases, *arrivals, seed, share).count(),
+                Some(recording) => recording.at.len() as u64,
+                None => schedule::planned(phases),
             };
-            lines.push(format!("  in all {planned} requests in {seconds} s"));
+            let is_about = *arrivals == Arrivals::Poisson && recorded.is_none();
+            let about = if is_about { "about " } else { "" };
+            lines.push(format!("  in all {about}{planned} requests in {seconds} s"));
+            lines
+                .extend(recorded.as_ref().and_then(|r| run::left_out(r)).map(|l| format!("  {l}")));
         }
     }
     lines.push(format!("  over {} connections, {} threads", offline.connections, offline.threads));

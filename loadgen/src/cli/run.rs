@@ -14,6 +14,7 @@ use crate::cli::args::{AgentsArgs, OutputArgs, RunArgs, ScenarioArgs};
 use crate::cli::{kept, resolve, scenario};
 use crate::clock::{self, Clock};
 use crate::plan::{Load, Plan, Work};
+use crate::replay::Recording;
 use crate::report::abort::AbortWatch;
 use crate::report::figures::Figures;
 use crate::report::files::SecondFiles;
@@ -78,6 +79,12 @@ fn run_once(scenario: &ScenarioArgs, output: &OutputArgs, several: &AgentsArgs) 
     let accepted_file = output.accepted.as_deref().map(create).transpose()?;
     if matches!(plan.load, Load::Closed { .. }) && !output.quiet {
         eprintln!("{}", text::CLOSED_LOOP);
+    }
+    if let Load::Open { recorded: Some(recording), .. } = &plan.load
+        && let Some(words) = left_out(recording)
+        && !output.quiet
+    {
+        eprintln!("{words}");
     }
     let files = match &output.out {
         Some(dir) => Some(
@@ -158,6 +165,12 @@ fn keep(
         files.finish().with_context(|| format!("seconds of {}", dir.display()))?;
     }
     Ok(())
+}
+
+/// What of a recording is not replayed, in words.
+pub fn left_out(recording: &Recording) -> Option<String> {
+    let count = recording.left_out;
+    (count > 0).then(|| format!("lines of the recording without a request, left out: {count}"))
 }
 
 /// Reads a token; white space around it does not count.

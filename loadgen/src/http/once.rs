@@ -110,7 +110,7 @@ impl<'t> Asker<'t> {
         while replies.len() < asks.len() {
             let next = &asks[replies.len()..asks.len().min(replies.len() + AHEAD)];
             let before = replies.len();
-            let outcome = self.exchange(next, &mut replies);
+            let outcome = self.exchange(&self.compose(next), next.len(), &mut replies);
             stalled = if replies.len() > before { 0 } else { stalled + 1 };
             if let Err(e) = outcome {
                 self.stream = None;
@@ -126,7 +126,36 @@ impl<'t> Asker<'t> {
         Ok(replies)
     }
 
-    fn exchange(&mut self, asks: &[Ask], replies: &mut Vec<Reply>) -> Result<(), AskError> {
+    /// Sends one request as it is, and nothing again.
+    pub fn send(&mut self, request: &[u8]) -> Result<Reply, AskError> {
+        let mut replies = Vec::with_capacity(1);
+        self.exchange(request, 1, &mut replies)?;
+        replies.pop().ok_or_else(|| AskError::Closed { url: self.target().url.clone(), missing: 1 })
+    }
+
+    /// The bytes of some GETs.
+    fn compose(&self, asks: &[Ask]) -> Vec<u8> {
+        let target = self.target();
+        let (base, host) = (target.base_path(), &target.host);
+        let mut bytes = Vec::new();
+        for (path, member) in asks {
+            // A Vec takes whatever is written.
+            let _ = write!(bytes, "GET {base}{path} HTTP/1.1\r\nHost: {host}\r\n");
+            let _ = match member {
+                Some(m) => write!(bytes, "X-Member-Id: {m}\r\n\r\n"),
+                None => write!(bytes, "\r\n"),
+            };
+        }
+        bytes
+    }
+
+    /// Sends requests, and takes as many answers as are missing.
+    fn exchange(
+        &mut self,
+        requests: &[u8],
+        mut missing: usize,
+        replies: &mut Vec<Reply>,
+    ) -> Result<(), AskError> {
         let target = self.target();
         let url = || target.url.clone();
         let io_error = |source| AskError::Io { url: url(), source };
@@ -134,19 +163,8 @@ impl<'t> Asker<'t> {
             Some(stream) => stream,
             None => self.open().map_err(io_error)?,
         };
-        let mut bytes = Vec::new();
-        for (path, member) in asks {
-            let base = target.base_path();
-            write!(bytes, "GET {base}{path} HTTP/1.1\r\nHost: {}\r\n", target.host)
-                .and_then(|()| match member {
-                    Some(m) => write!(bytes, "X-Member-Id: {m}\r\n\r\n"),
-                    None => write!(bytes, "\r\n"),
-                })
-                .map_err(io_error)?;
-        }
-        stream.write_all(&bytes).map_err(io_error)?;
+        stream.write_all(requests).map_err(io_error)?;
         let mut reader = AnswerReader::keeping(KEEP);
-        let mut missing = asks.len();
         let clock = Clock::start();
         let mut until = self.timeout;
         while missing > 0 {

@@ -31,6 +31,8 @@ pub struct Figures {
     pub started_at: String,
     pub aborted: Option<String>,
     pub invalid_reasons: Vec<String>,
+    #[serde(default)]
+    pub peak_memory_bytes: u64,
     pub ledger: Option<LedgerSummary>,
     pub check: Option<Checked>,
     pub thresholds: Vec<Judgement>,
@@ -61,6 +63,7 @@ impl Figures {
             started_at: run.started_at.clone(),
             aborted: run.aborted.clone(),
             invalid_reasons: summary.invalid_reasons.clone(),
+            peak_memory_bytes: summary.generator.peak_memory_bytes,
             ledger: summary.ledger.clone(),
             check: summary.check.clone(),
             thresholds: summary.thresholds.clone(),
@@ -97,6 +100,8 @@ impl Figures {
         summary.thresholds.clone_from(&self.thresholds);
         summary.invalid_reasons.clone_from(&self.invalid_reasons);
         summary.valid = self.invalid_reasons.is_empty();
+        // Not what showing it takes.
+        summary.generator.peak_memory_bytes = self.peak_memory_bytes;
         (run, summary)
     }
 }

@@ -29,6 +29,7 @@ pub fn figures(all: Vec<Figures>) -> Result<Figures, CannotMerge> {
         sum.started_at = sum.started_at.min(other.started_at);
         sum.aborted = sum.aborted.or(other.aborted);
         sum.invalid_reasons.extend(other.invalid_reasons);
+        sum.peak_memory_bytes = sum.peak_memory_bytes.max(other.peak_memory_bytes);
         sum.ledger = match (sum.ledger, other.ledger) {
             (Some(mut a), Some(b)) if a.sale == b.sale => {
                 add_ledger(&mut a, b);

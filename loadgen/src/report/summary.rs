@@ -136,7 +136,7 @@ pub struct Generator {
     pub late_while_busy: u64,
     pub cpu_seconds: f64,
     pub cpu_us_per_attempt: f64,
-    /// The most memory that the generator had resident.
+    /// The most memory that a process had resident: of a run with agents the one that conducts it.
     pub peak_memory_bytes: u64,
 }
 

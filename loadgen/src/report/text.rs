@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use crate::report::summary::{LatencyPair, Percentiles, Summary};
 
 /// A report fits a screen: no more than so many lines of each.
-const MOST_REASONS: usize = 3;
+const MOST_REASONS: usize = 4;
 const MOST_OUTCOMES: usize = 8;
 const MOST_PHASES: usize = 6;
 const MOST_SECTIONS: usize = 5;

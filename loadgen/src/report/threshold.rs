@@ -77,7 +77,13 @@ const METRICS: &str = "p50, p99, p99.9, …, max, mean, error-rate, rps, underso
 impl Threshold {
     pub fn parse(text: &str) -> Result<Self, BadThreshold> {
         let bad = |detail: String| BadThreshold { text: text.into(), detail };
-        let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        // In braces white space may be part of a name.
+        let mut depth = 0;
+        let is_kept = |c: &char| {
+            depth += i32::from(*c == '{') - i32::from(*c == '}');
+            depth > 0 || !c.is_whitespace()
+        };
+        let compact: String = text.chars().filter(is_kept).collect();
         let after_filter = match (compact.find('{'), compact.find('}')) {
             (Some(_), None) => return Err(bad("} is missing".into())),
             (_, end) => end.map_or(0, |i| i + 1),
@@ -203,6 +209,7 @@ fn read_filters(text: &str) -> Result<Vec<(Filter, String)>, String> {
         .map(|pair| {
             let (name, value) =
                 pair.split_once('=').ok_or_else(|| format!("{pair:?} is not NAME=VALUE"))?;
+            let (name, value) = (name.trim(), value.trim());
             let filter = match name {
                 "phase" => Filter::Phase,
                 "section" => Filter::Section,
@@ -272,6 +279,9 @@ mod tests {
         assert!((t.limit - 1500.0).abs() < 1e-9);
         let filters = [(Filter::Phase, "spike".into()), (Filter::Outcome, "201".into())];
         assert_eq!(t.filters, filters);
+        let t = Threshold::parse(" p50 { outcome = 409 sold-out , phase=a b } < 5 ms ").unwrap();
+        let filters = [(Filter::Outcome, "409 sold-out".into()), (Filter::Phase, "a b".into())];
+        assert_eq!((t.filters, t.limit.to_bits()), (filters.into(), 5000f64.to_bits()));
         assert!((Threshold::parse("error-rate<0.1%").unwrap().limit - 0.001).abs() < 1e-12);
         assert!((Threshold::parse("rps>=50000").unwrap().limit - 50_000.0).abs() < 1e-9);
         assert_eq!(Threshold::parse("undersold==0").unwrap().operator, Operator::Equal);

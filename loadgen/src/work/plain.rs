@@ -188,6 +188,7 @@ mod tests {
             at: vec![0, 1],
             what: vec![1, 0],
             requests: vec![("GET".into(), "/a".into()), ("HEAD".into(), "/b?c".into())],
+            left_out: 0,
         }));
         assert!(text("/base/", &replayed, 0).starts_with("HEAD /base/b?c HTTP/1.1\r\n"));
         assert!(text("/base/", &replayed, 1).starts_with("GET /base/a HTTP/1.1\r\n"));

@@ -3,8 +3,6 @@
 //! All that is random about a request follows from the seed and its number, so nothing needs to be
 //! remembered until a redemption is accepted: memory is bounded by the stock, not by the traffic.
 
-use std::collections::HashMap;
-
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -387,7 +385,7 @@ impl Redeem {
 }
 
 /// The `code` of a problem, without parsing the rest.
-fn problem_code(body: &[u8]) -> &str {
+pub fn problem_code(body: &[u8]) -> &str {
     let Some(at) = memchr::memmem::find(body, b"\"code\"") else { return "" };
     let rest = body[at + 6..].trim_ascii_start();
     let Some(rest) = rest.strip_prefix(b":") else { return "" };
@@ -398,9 +396,10 @@ fn problem_code(body: &[u8]) -> &str {
 
 /// Merges what workers learned; numbers are theirs alone, so nothing collides.
 pub fn merge_ledgers(ledgers: impl IntoIterator<Item = Ledger>) -> Ledger {
-    let mut all = Ledger { accepted: HashMap::new(), ..Ledger::default() };
-    for l in ledgers {
-        all.accepted.extend(l.accepted);
+    let mut all = Ledger::default();
+    for mut l in ledgers {
+        // It lets go of the one as it fills the other.
+        all.accepted.append(&mut l.accepted);
         all.unknown.extend(l.unknown);
         for (item, count) in l.by_item {
             all.by_item.entry(item).or_default().add(&count);

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::mall::{Mall, open};
 use crate::raw::RawServer;
 use crate::server::{Say, Server};
-use crate::tool::{number, outcome, run};
+use crate::tool::{number, outcome, run, tool};
 
 /// Moments and requests as they came, `METHOD path body`.
 type Seen = Arc<Mutex<Vec<(Instant, String)>>>;
@@ -50,9 +50,11 @@ fn an_access_log_is_replayed_in_its_order_with_its_gaps() {
     let log = [
         line(10, "GET /a?x=1 HTTP/1.1"),
         line(10, "HEAD /b HTTP/1.1"),
+        line(12, "-"),
         line(14, "DELETE /c HTTP/1.1"),
     ];
     let log = file(&(log.join("\n") + "\n"));
+    let scenario = file(&format!("[schedule]\nreplay = '{}'\n", path(&log)));
     let url = format!("{}/base", server.url());
     let args = ["--replay", path(&log), "--replay-speed", "4", "--connections", "1"];
     let ran = run(&url, &args);
@@ -64,6 +66,9 @@ fn an_access_log_is_replayed_in_its_order_with_its_gaps() {
     let gap = seen[2].0 - seen[0].0;
     assert!((0.9..3.0).contains(&gap.as_secs_f64()), "{gap:?}");
     assert_eq!(ran.summary["phases"][0]["name"], "replay");
+    let ran = tool(&["check", path(&scenario)]);
+    assert!(ran.stdout.contains("in all 3 requests"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("without a request, left out: 1"), "{}", ran.stdout);
 }
 
 #[test]

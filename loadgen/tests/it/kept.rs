@@ -34,6 +34,8 @@ fn a_kept_run_is_shown_as_it_was_and_its_page_beside_a_baseline() {
     for part in ["requests", "latency", "outcomes", "phases", "sections", "thresholds", "seed"] {
         assert_eq!(shown.summary[part], ran.summary[part], "{part}");
     }
+    let peak = "/generator/peak_memory_bytes";
+    assert_eq!(shown.summary.pointer(peak), ran.summary.pointer(peak), "the run's, not its own");
     let base = a.to_str().unwrap();
     kept(&server, &b, &["--baseline", base]);
     let page = std::fs::read_to_string(b.join("report.html")).unwrap();

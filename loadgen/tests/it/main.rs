@@ -11,6 +11,7 @@ mod figures;
 mod kept;
 mod ledger_check;
 mod mall;
+mod mall_store;
 mod many_nodes;
 mod outputs;
 mod presets;
@@ -22,6 +23,9 @@ mod secure;
 mod server;
 mod several_machines;
 mod stack_report;
+#[path = "../../../engine/tests/it/stack_servers.rs"]
+mod stack_servers;
+mod stack_store;
 mod tool;
 mod two;
 mod two_server;

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use rusqlite::{Connection, params};
 use serde_json::Value;
 
+use crate::mall_store::{Kept, Store, Wrong};
 use crate::server::{Ask, Say, Server};
 
 /// What a server does wrong.
@@ -77,7 +77,7 @@ pub struct Mall {
     pub peers: HashMap<String, Vec<u16>>,
     pub spent: HashMap<u64, u64>,
     pub lie: Lie,
-    pub store: Option<Connection>,
+    pub store: Option<Store>,
     lied: bool,
     next_id: u64,
 }
@@ -106,16 +106,12 @@ impl Mall {
 
     /// Keeps a store with the engine's tables in this folder.
     pub fn with_store(mut self, dir: &Path) -> Self {
-        let db = Connection::open(dir.join("shard-00.sqlite")).unwrap();
-        db.execute_batch(include_str!("../../../config/schema/sqlite/0001_tables.sql")).unwrap();
-        db.execute("INSERT INTO sales VALUES (1, 1, 's1', 'S', 'open', 0, 0, '')", []).unwrap();
-        for sku in self.total.keys() {
-            let item = item_number(sku);
-            let sql = "INSERT INTO items VALUES (1, ?1, 1, ?2, 'I', 10, 3)";
-            db.execute(sql, params![item, sku]).unwrap();
-        }
-        self.store = Some(db);
+        self.store = Some(Store::in_folder(dir, &self.skus()));
         self
+    }
+
+    pub fn skus(&self) -> Vec<&str> {
+        self.total.keys().map(String::as_str).collect()
     }
 
     pub fn count(&self, state: &str) -> u64 {
@@ -137,7 +133,7 @@ impl Mall {
             ("GET", ["", "v1", "redemptions", id]) => {
                 // Only the check asks for them.
                 if self.lies(Lie::StoreInventsLate) {
-                    self.invent_later();
+                    self.store.as_ref().unwrap().invent_later("a");
                 }
                 match self.redemptions.get(*id) {
                     Some(r) if Some(r.member) == ask.member => {
@@ -262,7 +258,7 @@ impl Mall {
         Say::json(201, &body)
     }
 
-    fn begin(&mut self, member: u64, sku: &str, state: &'static str) -> String {
+    pub fn begin(&mut self, member: u64, sku: &str, state: &'static str) -> String {
         self.next_id += 1;
         let id = format!("00000000-0000-8000-8000-{:012x}", self.next_id);
         let left = self.stock.get_mut(sku).unwrap();
@@ -292,65 +288,20 @@ impl Mall {
         Say::json(200, "{}")
     }
 
-    /// A row that nobody was told of, behind all others.
-    fn invent_later(&self) {
-        let path = self.store.as_ref().unwrap().path().unwrap().to_owned();
-        std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            let db = Connection::open(path).unwrap();
-            let sql = "INSERT INTO redemptions SELECT ?1, member, journal, item, quantity, points, \
-                       state, key, created_at, expires_at, updated_at, units_back, seq \
-                       FROM redemptions LIMIT 1";
-            db.execute(sql, [(1u128 << 60).to_be_bytes()]).unwrap();
-        });
-    }
-
-    /// Writes a redemption and what its ledger rows come to.
+    /// Writes a redemption to the store.
     fn keep(&mut self, id: &str, r: &Held) {
-        let lies =
-            [Lie::StoreLoses, Lie::StoreInvents, Lie::StoreMiscounts, Lie::StoreChargesNobody];
-        let lie = lies.into_iter().find(|&lie| self.lies(lie)).unwrap_or_default();
-        let Some(db) = &self.store else { return };
-        let number: u128 = u128::from_str_radix(&id.replace('-', ""), 16).unwrap();
-        let state = match r.state {
-            "held" => 1,
-            "confirmed" => 2,
-            _ => 3,
-        };
-        let sql = "INSERT OR REPLACE INTO redemptions \
-                   VALUES (?1, ?2, 1, ?3, 1, 10, ?4, x'', 0, 0, 0, 0, 0)";
-        let put = |number: u128| {
-            let id = number.to_be_bytes();
-            db.execute(sql, params![id, r.member.cast_signed(), item_number(&r.sku), state])
-        };
-        if lie != Lie::StoreLoses {
-            put(number).unwrap();
-        }
-        if lie == Lie::StoreInvents {
-            put(number + (1 << 60)).unwrap();
-        }
-        let amount = if lie == Lie::StoreMiscounts { 9 } else { 10 };
-        // (account, sign): free and held are the member's, redeemed is the mall's.
-        let legs: &[(i64, i64)] = match r.state {
-            "held" => &[(1, -1), (2, 1)],
-            "confirmed" => &[(1, -1), (4, 1)],
-            _ => &[],
-        };
-        db.execute("DROP TRIGGER IF EXISTS ledger_is_never_deleted", []).unwrap();
-        db.execute("DELETE FROM ledger WHERE redemption = ?1", [number.to_be_bytes()]).unwrap();
-        let others = u128::from(lie == Lie::StoreChargesNobody);
-        let each = (0..=others).flat_map(|other| (0i64..).zip(legs).map(move |leg| (other, leg)));
-        for (other, (leg, (account, sign))) in each {
-            let sql = "INSERT INTO ledger VALUES (1, ?1, ?2, ?3, 0, ?4, 5, ?5, 0)";
-            let seq = i64::try_from((number | other << 40) & 0xFFFF_FFFF_FFFF).unwrap();
-            let id = (number | other << 60).to_be_bytes();
-            db.execute(sql, params![seq, leg, account, sign * amount, id]).unwrap();
-        }
+        let lies = [
+            (Lie::StoreLoses, Wrong::IsMissing),
+            (Lie::StoreInvents, Wrong::HasOneMore),
+            (Lie::StoreMiscounts, Wrong::AmountsDiffer),
+            (Lie::StoreChargesNobody, Wrong::ChargesNobody),
+        ];
+        let lie = lies.into_iter().find(|(lie, _)| self.lies(*lie));
+        let Some(store) = &self.store else { return };
+        let id = u128::from_str_radix(&id.replace('-', ""), 16).unwrap();
+        let kept = Kept { id, member: r.member, sku: &r.sku, state: r.state };
+        store.keep(&kept, lie.map_or(Wrong::No, |(_, wrong)| wrong));
     }
-}
-
-fn item_number(sku: &str) -> i64 {
-    i64::from(sku.as_bytes()[0])
 }
 
 fn view(id: &str, sku: &str, state: &str, balance: u64) -> String {

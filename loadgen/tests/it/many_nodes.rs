@@ -149,11 +149,11 @@ fn a_node_that_could_not_be_asked_is_no_violation() {
     assert!(*asked.lock().unwrap() > 3, "it was waited for");
 }
 
-/// A mall of 1000 units that has none for ten requests, and then has them again.
-fn dry_for_a_moment(lease: &'static str) -> Ran {
-    let mall = Mutex::new(Mall::with_stock(&[("a", 1000)]));
+/// A mall of 1000 units that has none for some of the redemptions, by their order.
+fn dry_for(redemptions: std::ops::Range<u32>, lease: &'static str) -> Ran {
+    let mall = Mutex::new((Mall::with_stock(&[("a", 1000)]), 0));
     let server = Server::start(move |ask| {
-        let mut mall = mall.lock().unwrap();
+        let (mall, asked) = &mut *mall.lock().unwrap();
         let confirmed = mall.count("confirmed");
         if ask.path == "/v1/sales/s1" {
             let free = 1000 - confirmed;
@@ -165,21 +165,92 @@ fn dry_for_a_moment(lease: &'static str) -> Ran {
                 ),
             );
         }
-        if ask.method == "POST" && (20..30).contains(&ask.number) {
-            return Say::json(409, r#"{"code":"sold-out","final":false}"#);
+        if ask.method == "POST" {
+            *asked += 1;
+            if redemptions.contains(asked) {
+                return Say::json(409, r#"{"code":"sold-out","final":false}"#);
+            }
         }
         mall.handle(ask)
     });
     load_of_two(&server, &[&server.url()])
 }
 
+const LEASE: &str = r#","lease":{"state":"open","pool":5}"#;
+
 #[test]
 fn a_node_that_waits_for_units_of_the_pool_is_told_from_one_that_hides_them() {
-    let ran = dry_for_a_moment(r#","lease":{"state":"open","pool":5}"#);
+    let ran = dry_for(20..30, LEASE);
     assert_eq!(ran.code, 0, "{} {}", ran.stdout, ran.stderr);
-    let ran = dry_for_a_moment("");
+    let ran = dry_for(20..30, "");
     assert_eq!(ran.code, 3, "{} {}", ran.stdout, ran.stderr);
     assert!(ran.stdout.contains("10 requests were refused for stock"), "{}", ran.stdout);
+}
+
+/// The load is 50 redemptions: nobody comes behind the last ones, so one of them comes back.
+#[test]
+fn who_is_refused_in_the_last_moments_of_the_load_asks_again_before_that_is_held_against_a_node() {
+    // Not refused again: the unit is theirs.
+    let ran = dry_for(41..51, LEASE);
+    assert_eq!(ran.code, 0, "{} {}", ran.stdout, ran.stderr);
+    let sold = |ran: &Ran| number(ran, "/ledger/accepted") as u64;
+    assert_eq!((sold(&ran), number(&ran, "/check/found_over_api") as u64), (41, 41));
+    // Not at once, but in time.
+    let ran = dry_for(41..54, LEASE);
+    assert_eq!((ran.code, sold(&ran)), (0, 41), "{} {}", ran.stdout, ran.stderr);
+    // Never.
+    let ran = dry_for(41..u32::MAX, LEASE);
+    assert_eq!((ran.code, sold(&ran)), (3, 40), "{} {}", ran.stdout, ran.stderr);
+    let text = ran.summary["ledger"]["findings"][0]["text"].as_str().unwrap();
+    assert!(text.contains("refused for stock, the last one again after it"), "{text}");
+    assert!(text.contains("refused last: key load-"), "{text}");
+}
+
+/// Holds from before the run may end in it: without the admin's figures nobody knows of them.
+#[test]
+fn units_of_holds_that_nobody_can_see_are_no_violation() {
+    let mall = Mutex::new((Mall::with_stock(&[("a", 1000)]), 0));
+    let server = Server::start(move |ask| {
+        let (mall, asked) = &mut *mall.lock().unwrap();
+        *asked += u32::from(ask.method == "POST");
+        if ask.path == "/v1/sales/s1" {
+            let free = 1000 - mall.count("confirmed");
+            let item = format!(r#"{{"sku":"a","limit_per_member":3,"free":{free}}}"#);
+            return Say::json(200, &format!(r#"{{"items":[{item}]}}"#));
+        }
+        if ask.method == "POST" && (20..30).contains(asked) {
+            return Say::json(409, r#"{"code":"sold-out","final":false}"#);
+        }
+        mall.handle(ask)
+    });
+    let ran = load_of_two(&server, &[]);
+    assert_eq!(ran.code, 0, "{} {}", ran.stdout, ran.stderr);
+    assert!(number(&ran, "/check/undersold") > 900.0, "{}", ran.stdout);
+}
+
+/// A node takes the one unit for a request, and dies before that is durable: whoever was refused
+/// meanwhile was refused in good faith, and the unit is free again.
+#[test]
+fn a_unit_that_died_with_its_request_is_no_violation() {
+    for (hangs_up, code) in [(true, 0), (false, 3)] {
+        let server = Server::start(move |ask| match (&*ask.method, &*ask.path) {
+            ("POST", _) if ask.number == 20 && hangs_up => Say::raw(b"", true),
+            ("POST", _) => Say::json(409, r#"{"code":"sold-out","final":false}"#),
+            (_, "/v1/sales/s1") => Say::json(
+                200,
+                r#"{"items":[{"sku":"a","limit_per_member":3,"total":1,"free":1,"held":0,
+                "confirmed":0}]}"#,
+            ),
+            _ => Say::json(200, r#"{"redemptions":[]}"#),
+        });
+        let url = server.url();
+        let load = ["--sale", "s1", "--members", "1-500", "--rate", "100", "--seconds", "0.5"];
+        let more = ["--attempts", "1", "--timeout", "1", "--check", "--admin", &url];
+        let ran = run(&url, &[&load[..], &more].concat());
+        assert_eq!(ran.code, code, "{} {}", ran.stdout, ran.stderr);
+        let without_effect = number(&ran, "/check/resolved_without_effect") as u64;
+        assert_eq!(without_effect, u64::from(hangs_up));
+    }
 }
 
 #[test]

@@ -55,6 +55,18 @@ fn what_run_would_refuse_check_refuses_too() {
     assert_eq!(tool(&["check", &elsewhere]).code, 0);
 }
 
+/// Of a schedule that takes weeks nobody waits for the count.
+#[test]
+fn the_longest_schedule_is_checked_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "[schedule]\nphase = ['a:10000:100000000', 'b:1:0.5']";
+    let ran = tool(&["check", &write(&dir, text)]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("  in all 1000000000001 requests in 10001 s"), "{}", ran.stdout);
+    let ran = tool(&["check", &write(&dir, &format!("{text}\narrivals = 'poisson'"))]);
+    assert!(ran.stdout.contains("  in all about 1000000000001 requests"), "{}", ran.stdout);
+}
+
 #[test]
 fn the_preset_double_eleven_passes_its_check() {
     let (server, mall) = open(Mall::with_stock(&[("a", 60), ("b", 30)]));

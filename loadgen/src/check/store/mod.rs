@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::check::after::{Check, Seen};
 use crate::check::view::{NO_STATE, STATES};
 use crate::check::{CheckError, Checked};
-use crate::work::accepted::Finding;
+use crate::work::accepted::{Finding, Findings};
 
 /// A redemption's id as it is stored.
 pub type Id = [u8; 16];
@@ -140,7 +140,7 @@ pub fn check(
     check: &Check<'_>,
     seen: &[Seen<'_>],
     checked: &mut Checked,
-    found: &mut Vec<Finding>,
+    found: &mut Findings,
 ) -> Result<(), CheckError> {
     let mut wanted: HashMap<Id, &Seen<'_>> = HashMap::with_capacity(seen.len());
     for s in seen {
@@ -197,6 +197,7 @@ pub fn check(
         );
         found.push(Finding { kind: "ledger-differs", text });
     }
+    drop(rows);
     ledger_rows(store, check, &wanted, found)
 }
 
@@ -264,7 +265,7 @@ fn ledger_rows(
     store: &Store,
     check: &Check<'_>,
     wanted: &HashMap<Id, &Seen<'_>>,
-    found: &mut Vec<Finding>,
+    found: &mut Findings,
 ) -> Result<(), CheckError> {
     let mut sums: HashMap<Id, (i64, i64)> = HashMap::new();
     for shard in &mut store.open()? {
