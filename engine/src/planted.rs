@@ -74,6 +74,8 @@ pub enum Bug {
     RebuildUnreported,
     /// What a lost answer withdrew is not looked for.
     WithdrawalLost,
+    /// News are forgotten with the ask that they led to, though it was not answered.
+    NewsForgotten,
     /// A record is applied although the one before it is missing.
     GapApplied,
     /// The record that the watermark stands at is applied again when it comes again.
@@ -93,7 +95,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::SellBeforeLease,
         Self::GrantEntersTwice,
         Self::ReturnedStaySold,
@@ -128,6 +130,7 @@ impl Bug {
         Self::FinalOverHeld,
         Self::RebuildUnreported,
         Self::WithdrawalLost,
+        Self::NewsForgotten,
         Self::GapApplied,
         Self::DuplicateApplied,
         Self::MarkHidesLoss,

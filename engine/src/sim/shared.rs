@@ -10,8 +10,9 @@ use super::world::{SALE, World};
 use crate::kernel::record::SaleChange;
 use crate::units::ItemIndex;
 
-/// How often a world is looked at until its leases are even.
-const LOOKS_MAX: usize = 3_000;
+/// How often a world is looked at until its leases are even: for less than the time after which a
+/// quiet lease looks by itself.
+const LOOKS_MAX: usize = 800;
 
 impl World {
     /// The node whose journal has the total of what this one sells.

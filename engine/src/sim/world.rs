@@ -113,7 +113,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn all(&mut self) -> [(&'static str, &mut u64); 30] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 31] {
         let (net, ship) = (&mut self.net, &mut self.ship);
         [
             ("steps", &mut self.steps),
@@ -131,6 +131,7 @@ impl Counts {
             ("expired", &mut self.expired),
             ("calls of Redis", &mut net.calls),
             ("lost messages", &mut net.lost),
+            ("calls without a connection", &mut net.failed),
             ("repeated messages", &mut net.repeated),
             ("servers that forget", &mut net.forgotten),
             ("rebuilds by hand", &mut net.rebuilds),
