@@ -192,6 +192,9 @@ impl SimRedis {
     pub fn set_time(&self, now_ms: u64) {
         self.lock().now_ms = now_ms;
     }
+    pub fn weather(&self) -> Weather {
+        self.lock().weather
+    }
     pub fn set_weather(&self, weather: Weather) {
         self.lock().weather = weather;
     }

@@ -7,8 +7,8 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::counts::Counts;
 use super::plan::{Act, Order, Plan, RedisFault, Shape, Step};
-use super::world::Counts;
 use super::{run, shrink};
 use crate::planted::{self, Bug};
 
