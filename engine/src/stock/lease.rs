@@ -510,9 +510,9 @@ impl Lease {
         }
     }
 
-    /// † What an ask was for is not forgotten with it. [Redis came back with nothing, its news before
-    /// its calls: the look that they were worth was lost, and a home that had units to sell never
-    /// heard of the new epoch. Its pool stayed shut.]
+    /// † What an ask was for is not forgotten with it. [Redis came back with nothing, its news
+    /// before its calls: the look that they were worth was lost, and a home that had units to sell
+    /// never heard of the new epoch. Its pool stayed shut.]
     fn lose_answer(&mut self, now: u64) {
         self.is_reachable = false;
         self.trouble.fail(now);
