@@ -74,6 +74,14 @@ pub enum Bug {
     RebuildUnreported,
     /// What a lost answer withdrew is not looked for.
     WithdrawalLost,
+    /// News are forgotten with the ask that they led to, though it was not answered.
+    NewsForgotten,
+    /// What another node has passed on is decided, whosever it is.
+    DecidesForOthers,
+    /// What another node has passed on is passed on again.
+    PassedOnTwice,
+    /// Claims of slots belong to a node's name, whatever its journal is.
+    ClaimByName,
     /// A record is applied although the one before it is missing.
     GapApplied,
     /// The record that the watermark stands at is applied again when it comes again.
@@ -93,7 +101,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 46] = [
         Self::SellBeforeLease,
         Self::GrantEntersTwice,
         Self::ReturnedStaySold,
@@ -128,6 +136,10 @@ impl Bug {
         Self::FinalOverHeld,
         Self::RebuildUnreported,
         Self::WithdrawalLost,
+        Self::NewsForgotten,
+        Self::DecidesForOthers,
+        Self::PassedOnTwice,
+        Self::ClaimByName,
         Self::GapApplied,
         Self::DuplicateApplied,
         Self::MarkHidesLoss,

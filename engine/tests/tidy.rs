@@ -23,7 +23,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("clock", &["units", "planted"]),
     ("limits", &["units"]),
-    ("cluster", &["units"]),
+    ("cluster", &["units", "planted"]),
     ("config", &["units", "limits", "cluster::map", "cluster::route"]),
     ("telemetry", &["units", "kernel::code"]),
     // Pure: state, now and a command in, an outcome and records out.

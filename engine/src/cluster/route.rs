@@ -13,6 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::map::{NodeIndex, SlotMap};
+use crate::planted::{self, Bug};
 use crate::units::Slot;
 
 /// What becomes of a request that another node owns.
@@ -49,7 +50,10 @@ pub fn decide(
     if owner == map.me() {
         return Decision::Here;
     }
-    if is_forwarded() {
+    if is_forwarded() && !planted::is(Bug::PassedOnTwice) {
+        if planted::is(Bug::DecidesForOthers) {
+            return Decision::Here;
+        }
         return Decision::WrongNode(owner);
     }
     if is_down(owner) {

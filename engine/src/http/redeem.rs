@@ -56,6 +56,7 @@ pub async fn redeem(
 }
 
 /// What is asked for, its names resolved.
+#[derive(Clone, Copy, Debug)]
 pub struct Ask {
     pub member: MemberId,
     pub key: KeyHash,

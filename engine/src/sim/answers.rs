@@ -33,6 +33,9 @@ impl World {
             (Asked::Define, Answer::Control(Ok(ControlOutcome::Defined { .. }))) => {
                 assert_eq!(self.nodes[node].ledger.sales.len(), 1, "I4: a definition");
             }
+            (Asked::Claim, Answer::Control(Ok(ControlOutcome::Noted))) => {
+                self.nodes[node].claim_recorded();
+            }
             (Asked::OpenAccount { member }, Answer::Shard(Ok(outcome))) => {
                 let Outcome::Account { view, .. } = outcome else { panic!("{outcome:?}") };
                 self.nodes[node].ledger.shows(view, member);

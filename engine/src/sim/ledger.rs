@@ -92,6 +92,7 @@ pub struct Ledger {
     sale_of_item: Vec<usize>,
     pub admin_keys: BTreeMap<u128, &'static str>,
     pub changes_seen: Vec<(u16, u32, SaleChange)>,
+    pub has_claimed: bool,
     /// Points that came from outside: opened, credited, less debited.
     issued: u64,
     /// Per partition, each record of it, and what they come to up to it.
@@ -282,6 +283,10 @@ impl Ledger {
                 let units = self.units(r.item);
                 assert!(r.epoch > units.epoch, "epochs rise, at {seq}");
                 units.epoch = r.epoch;
+            }
+            Record::SlotsClaimed(_) => {
+                assert!(!self.has_claimed, "slots are claimed once, at {seq}");
+                self.has_claimed = true;
             }
             Record::TotalSeen(r) => self.units(r.item).total = r.total,
             Record::ChangeSeen(r) => self.changes_seen.push((r.shard, r.sale.get(), r.change)),

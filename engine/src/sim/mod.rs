@@ -15,13 +15,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 mod answers;
+mod counts;
 mod database;
 mod killed;
 mod ledger;
 mod node;
+mod place;
 mod plan;
 mod redis;
 mod rest;
+mod router;
 mod shared;
 mod ship;
 mod shrink;
@@ -29,8 +32,9 @@ mod tests;
 mod topic;
 mod world;
 
+use counts::Counts;
 use plan::Plan;
-use world::{Counts, World};
+use world::World;
 
 thread_local! {
     static IS_SIMULATED: Cell<bool> = const { Cell::new(false) };

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use super::killed::{self, Killed};
 use super::ledger::Ledger;
+use super::place::{ClaimTable, Place};
 use super::plan::{End, Shape};
 use super::redis::{Peer, SimRedis};
 use crate::clock::{ManualClock, NodeClock};
+use crate::cluster::claims::{Claim, ClaimError};
 use crate::http::worker::Ready;
 use crate::journal::driver::Turn as WriterTurn;
 use crate::journal::open::{JournalOptions, Opened};
@@ -61,6 +63,8 @@ pub struct Up {
     pub board: Arc<LeaseBoard>,
     shards: Vec<Option<Shard>>,
     is_draining: bool,
+    /// Its claim of slots is made, and not on record yet: it takes no requests.
+    unrecorded: Option<Claim>,
     pub clock: Arc<NodeClock>,
     pub incarnation: Incarnation,
     /// The journal's last record when it was opened.
@@ -101,6 +105,32 @@ pub struct Node {
     copies: VecDeque<SimDisk>,
     /// The data folder itself, while a copy runs in its place.
     aside: Option<SimDisk>,
+    /// Among others, where nodes share a sale.
+    pub place: Option<Place>,
+}
+
+/// Why a node does not start.
+enum StartError {
+    Recover(RecoverError),
+    Claim(ClaimError),
+}
+
+impl From<RecoverError> for StartError {
+    fn from(error: RecoverError) -> Self {
+        Self::Recover(error)
+    }
+}
+
+impl From<JournalError> for StartError {
+    fn from(error: JournalError) -> Self {
+        Self::Recover(error.into())
+    }
+}
+
+impl From<ClaimError> for StartError {
+    fn from(error: ClaimError) -> Self {
+        Self::Claim(error)
+    }
 }
 
 /// Copies of a data folder that are kept.
@@ -121,7 +151,13 @@ pub enum Did {
 }
 
 impl Node {
-    pub fn new(index: usize, shape: Shape, redis: Option<SimRedis>) -> Self {
+    pub fn new(
+        index: usize,
+        shape: Shape,
+        redis: Option<SimRedis>,
+        claims: Option<ClaimTable>,
+    ) -> Self {
+        let place = claims.map(|claims| Place::new(shape, index, claims));
         let seed = shape.seed.wrapping_mul(31).wrapping_add(index as u64);
         Self {
             time: Arc::new(ManualClock::new(EPOCH_MS)),
@@ -142,6 +178,7 @@ impl Node {
             halted: Arc::default(),
             copies: VecDeque::new(),
             aside: None,
+            place,
         }
     }
 
@@ -152,6 +189,29 @@ impl Node {
     /// Whether a copy of its data folder is in the folder's place: nobody is served then.
     pub fn is_copy(&self) -> bool {
         self.aside.is_some()
+    }
+
+    /// Whether it takes requests.
+    pub fn is_serving(&self) -> bool {
+        !self.is_copy() && self.up.as_ref().is_some_and(|up| up.unrecorded.is_none())
+    }
+
+    /// The claim that is to be recorded, if it is not on record yet.
+    pub fn unrecorded(&self) -> Option<&Claim> {
+        self.up.as_ref().filter(|_| !self.is_copy())?.unrecorded.as_ref()
+    }
+
+    pub fn claim_recorded(&mut self) {
+        assert!(self.ledger.has_claimed, "I4: the claim is not durable");
+        self.up.as_mut().expect("it answers").unrecorded = None;
+    }
+
+    /// An empty disk is in its data folder's place. The node is down.
+    pub fn put_empty(&mut self) {
+        let Some(place) = &mut self.place else { return };
+        place.disk_is_empty();
+        let empty = SimDisk::new(self.shape.seed ^ 0xe0);
+        self.aside = Some(std::mem::replace(&mut self.disk, empty));
     }
 
     fn peer(&self) -> Peer {
@@ -179,12 +239,12 @@ impl Node {
             return (Box::new(Embedded::default()), LeaseParts::alone(self.journal));
         };
         let nodes = u32::from(self.shape.nodes);
-        let journals: Vec<_> = (0..nodes as usize).map(journal_of).collect();
+        let cluster = Arc::clone(self.place.as_ref().expect("one of several").cluster());
         let halted = Arc::clone(&self.halted);
         let lease = LeaseParts {
             rules: LeaseRules { nodes, max: GRANT_MAX },
             fixed_epoch: None,
-            journals: Box::new(move || Some(journals.clone())),
+            journals: Box::new(move || cluster.journals().map(|known| known.to_vec())),
             halt: Box::new(move |_, why| {
                 *halted.lock().expect("one thread") = Some(why);
                 // As `exit` does, nothing comes behind it.
@@ -225,17 +285,22 @@ impl Node {
                 self.up = Some(up);
                 self.after_start();
             }
-            Ok(Err(error)) => {
+            Ok(Err(StartError::Recover(error))) => {
                 assert!(!self.is_disk_well, "the node does not start: {error}");
+                self.ended(End::Kill);
+            }
+            Ok(Err(StartError::Claim(error))) => {
+                self.place.as_mut().expect("one of several").refused(&error);
                 self.ended(End::Kill);
             }
             Err(end) => self.ended(end),
         }
     }
 
-    fn try_start(&mut self) -> Result<Up, RecoverError> {
-        let opened =
-            Opened::on_as(&self.disk, None, self.options(), self.time.clone(), self.journal)?;
+    fn try_start(&mut self) -> Result<Up, StartError> {
+        let is_empty = self.place.as_ref().is_some_and(Place::is_disk_empty);
+        let made = if is_empty { journal_of(0x1000 + self.index) } else { self.journal };
+        let opened = Opened::on_as(&self.disk, None, self.options(), self.time.clone(), made)?;
         let recovered = recover::recover(&opened, &self.snapshots, &Readiness::default())?;
         let (clock, id) = (Arc::clone(opened.clock()), opened.journal());
         let (incarnation, last) = (opened.incarnation().get(), opened.last_seq().get());
@@ -246,6 +311,11 @@ impl Node {
             let known = self.ledger.last();
             assert!(last >= known, "I2: {last} records, {known} durable");
         }
+
+        let unrecorded = match &mut self.place {
+            Some(place) => place.settle(id, recovered.control.claim())?,
+            None => None,
+        };
 
         let shard_count = usize::from(self.shape.shards);
         let gate = Arc::new(Gate::default());
@@ -319,6 +389,7 @@ impl Node {
             board,
             shards,
             is_draining: false,
+            unrecorded,
             clock: node_clock,
             incarnation: opened_as,
             last_at_start,
@@ -390,6 +461,9 @@ impl Node {
         self.up = None;
         if let Some(redis) = &self.redis {
             redis.hang_up(self.peer());
+        }
+        if let Some(place) = &mut self.place {
+            place.ended();
         }
         // What a copy did is gone with it.
         if let Some(disk) = self.aside.take() {

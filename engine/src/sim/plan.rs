@@ -32,7 +32,14 @@ pub struct Shape {
     pub ships: bool,
 }
 
-/// How the network between nodes and Redis is.
+impl Shape {
+    /// The home of a sale that nodes share.
+    pub fn home(&self) -> usize {
+        self.seed as usize / 2 % usize::from(self.nodes)
+    }
+}
+
+/// How the network between nodes, and to Redis, is.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Weather {
     /// Of 100 messages, so many are lost.
@@ -202,6 +209,20 @@ pub enum Act {
         node: u8,
         fault: Option<RedisFault>,
     },
+    /// A node is started with another map: two nodes have changed places in it.
+    EditMap {
+        node: u8,
+        pick: u8,
+    },
+    /// A node is started with an empty disk in its data folder's place.
+    EmptyDisk {
+        node: u8,
+    },
+    /// A node and the next one do not hear each other for a while.
+    CutNodes {
+        node: u8,
+        ms: u16,
+    },
     Ship(ShipFault),
 }
 
@@ -220,15 +241,15 @@ pub struct Plan {
 }
 
 /// How often each kind of act comes, in a plan that has no taste.
-const WEIGHTS: [u64; 32] = [
-    30, 12, 8, 6, 4, 2, 2, 4, 1, 2, 8, 3, 4, 2, 3, 1, 1, 2, 2, 5, 4, 3, 2, 2, 3, 4, 6, 3, 5, 8, 5,
-    4,
+const WEIGHTS: [u64; 35] = [
+    30, 12, 8, 6, 4, 2, 2, 4, 1, 2, 8, 3, 4, 2, 3, 1, 1, 3, 2, 5, 4, 3, 2, 2, 3, 4, 3, 1, 3, 6, 3,
+    5, 8, 5, 4,
 ];
 const KINDS: usize = WEIGHTS.len();
 /// These come in worlds with a shared pool only.
-const SHARED_KINDS: Range<usize> = 19..26;
+const SHARED_KINDS: Range<usize> = 19..29;
 /// And these in worlds that ship.
-const SHIP_KINDS: Range<usize> = 26..KINDS;
+const SHIP_KINDS: Range<usize> = 29..KINDS;
 
 impl Plan {
     /// The plan of a seed: a world, and acts of kinds that the seed prefers.
@@ -357,11 +378,14 @@ fn shared_act(rng: &mut SimRng, kind: usize, node: u8, item: u8) -> Act {
         22 => Act::Rebuild { item },
         23 => Act::KeepCopy { node },
         24 => Act::RunCopy { node, ms },
-        _ => Act::LateGrant {
+        25 => Act::LateGrant {
             node,
             fault: [None, None, Some(RedisFault::Failover), Some(RedisFault::Empty)]
                 [rng.below(4) as usize],
         },
+        26 => Act::EditMap { node, pick: rng.below(3) as u8 },
+        27 => Act::EmptyDisk { node },
+        _ => Act::CutNodes { node, ms },
     }
 }
 
@@ -370,19 +394,19 @@ fn ship_fault(rng: &mut SimRng, kind: usize) -> ShipFault {
     let ms = [20, 200, 2_000, 20_000][rng.below(4) as usize];
     let (process, shard) = (rng.below(2) as u8, rng.below(2) as u8);
     match kind {
-        26 => ShipFault::Weather(TopicWeather {
+        29 => ShipFault::Weather(TopicWeather {
             lost: [0, 3, 20, 40][rng.below(4) as usize],
             twice: [0, 0, 10, 40][rng.below(4) as usize],
             late: [0, 20, 60, 90][rng.below(4) as usize],
             refused: [0, 0, 10, 40][rng.below(4) as usize],
         }),
-        27 => ShipFault::BrokerAway { ms },
-        28 => match rng.below(3) {
+        30 => ShipFault::BrokerAway { ms },
+        31 => match rng.below(3) {
             0 => ShipFault::ProducersDie,
             1 => ShipFault::Retention,
             _ => ShipFault::Wait { ms },
         },
-        29 => ShipFault::Commit {
+        32 => ShipFault::Commit {
             shard,
             fault: [
                 CommitFault::CrashBefore,
@@ -391,7 +415,7 @@ fn ship_fault(rng: &mut SimRng, kind: usize) -> ShipFault {
                 CommitFault::FailAfter,
             ][rng.below(4) as usize],
         },
-        30 => match rng.below(3) {
+        33 => match rng.below(3) {
             0 => ShipFault::Crash { process },
             1 => ShipFault::Rebalance,
             _ => ShipFault::Zombie { process, ms },

@@ -79,6 +79,7 @@ struct Message {
 pub struct NetCounts {
     pub calls: u64,
     pub lost: u64,
+    pub failed: u64,
     pub repeated: u64,
     pub forgotten: u64,
     pub rebuilds: u64,
@@ -96,6 +97,10 @@ struct Net {
     next_server: u128,
     is_stopped_until: u64,
     cut_until: Vec<u64>,
+    /// Until when a node's calls fail at once: its connection for news may be there before.
+    calls_down_until: Vec<u64>,
+    /// Nodes whose connection broke with news on it, or that may not have heard of one.
+    has_missed: Vec<bool>,
     replica: Store,
     copies: VecDeque<Store>,
     messages: Vec<Message>,
@@ -129,6 +134,8 @@ impl SimRedis {
             next_server: 2,
             is_stopped_until: 0,
             cut_until: vec![0; nodes],
+            calls_down_until: vec![0; nodes],
+            has_missed: vec![false; nodes],
             replica: Store::default(),
             copies: VecDeque::new(),
             messages: Vec::new(),
@@ -185,13 +192,16 @@ impl SimRedis {
     pub fn set_time(&self, now_ms: u64) {
         self.lock().now_ms = now_ms;
     }
+    pub fn weather(&self) -> Weather {
+        self.lock().weather
+    }
     pub fn set_weather(&self, weather: Weather) {
         self.lock().weather = weather;
     }
     pub fn cut(&self, node: usize, ms: u64) {
         let mut net = self.lock();
         net.cut_until[node] = net.now_ms + ms;
-        net.send(What::News(node, PoolNews::Reconnected));
+        net.reconnect(node);
     }
     pub fn counts(&self) -> NetCounts {
         self.lock().counts
@@ -227,14 +237,21 @@ impl SimRedis {
         for (_, _, waits_until) in &mut net.waiting {
             *waits_until = until.min(*waits_until);
         }
-        let main = net.main;
-        net.at.fill(main);
-        for message in &mut net.messages {
-            message.due_ms = 0;
-            message.waits = None;
+        for at in 0..net.messages.len() {
+            net.messages[at].due_ms = 0;
+            net.messages[at].waits = None;
+            if let What::Call(Call { peer, asker, ask, .. }) = &net.messages[at].what {
+                let (node, is_waited_for) = (peer.node, net.is_waited_for(*peer, asker, ask));
+                net.has_missed[node] |= !is_waited_for;
+            }
         }
+        // Only whoever has missed something is told: a lease must not need more.
         for node in 0..net.at.len() {
-            net.send(What::News(node, PoolNews::Reconnected));
+            if net.has_missed[node] || net.at[node] != net.main {
+                net.at[node] = net.main;
+                net.has_missed[node] = false;
+                net.reconnect(node);
+            }
         }
     }
 
@@ -289,6 +306,13 @@ impl Net {
         self.messages.push(Message { what, due_ms, was_put_off: false, waits: None });
     }
 
+    /// A node has another connection: it may have missed something, and hears so.
+    fn reconnect(&mut self, node: usize) {
+        let up_ms = [0, 30, 400][(self.now_ms as usize + node) % 3];
+        self.calls_down_until[node] = self.now_ms + up_ms;
+        self.send(What::News(node, PoolNews::Reconnected));
+    }
+
     fn is_stopped(&self) -> bool {
         self.now_ms < self.is_stopped_until
     }
@@ -338,15 +362,12 @@ impl Net {
             // What is stuck in between may arrive yet.
             message.due_ms = until;
             if rng.coin() {
-                self.messages.remove(at);
-                self.counts.lost += 1;
+                self.lose(at, node);
             }
             return;
         }
         if rng.below(100) < u64::from(lost) {
-            self.messages.remove(at);
-            self.counts.lost += 1;
-            return;
+            return self.lose(at, node);
         }
         let is_again = rng.below(100) < u64::from(twice) && self.messages.len() < MESSAGES_MAX;
         let Message { what, .. } = self.messages.remove(at);
@@ -371,6 +392,18 @@ impl Net {
         }
     }
 
+    fn lose(&mut self, at: usize, node: usize) {
+        self.counts.lost += 1;
+        self.has_missed[node] |= matches!(self.messages.remove(at).what, What::News(..));
+    }
+
+    fn is_waited_for(&self, peer: Peer, asker: &Asker, ask: &PoolAsk) -> bool {
+        self.waiting.iter().any(|(of, waits, _)| {
+            let (asked, under) = (&waits.asked, waits.asked_under);
+            *of == peer && waits.item == asker.item && (asked, under) == (ask, asker.epoch)
+        })
+    }
+
     fn call(&mut self, call: Call) {
         let Call { peer, server, asker, ask } = call;
         let known = self.servers[server].store.told.get(&(asker.item, asker.journal)).copied();
@@ -385,6 +418,8 @@ impl Net {
             return;
         }
         let answer = self.run(server, &asker, &ask);
+        // What a call does that was given up is found by the next one, whenever that is.
+        self.has_missed[peer.node] |= !self.is_waited_for(peer, &asker, &ask);
         let is_let_in = answer.refusal.is_none() && ask != PoolAsk::Inspect;
         assert!(!(peer.is_copy && is_let_in), "an old copy of a data folder was let in: {ask:?}");
         let has_grant = matches!(ask, PoolAsk::Grant { .. })
@@ -501,10 +536,10 @@ impl Net {
         self.servers[self.main].id = KeyHash::new(self.next_server);
         self.next_server += 1;
         self.counts.forgotten += 1;
-        for node in (0..self.at.len()).filter(|node| self.at[*node] == self.main) {
-            let due_ms = self.now_ms;
-            let what = What::News(node, PoolNews::Reconnected);
-            self.messages.push(Message { what, due_ms, was_put_off: false, waits: None });
+        for node in 0..self.at.len() {
+            if self.at[node] == self.main {
+                self.reconnect(node);
+            }
         }
     }
 }
@@ -532,6 +567,11 @@ impl StockAuthority for SimStock {
         let refusal = Some(PoolRefusal::Unavailable("no answer in time".into()));
         let (item, asked_under) = (asker.item, asker.epoch);
         let given_up = PoolAnswer { item, asked_under, asked: ask.clone(), view: None, refusal };
+        if net.now_ms < net.calls_down_until[self.peer.node] {
+            net.counts.failed += 1;
+            let at_once = net.now_ms;
+            return net.waiting.push((self.peer, given_up, at_once));
+        }
         let until = net.now_ms + net.timeout_ms;
         net.waiting.push((self.peer, given_up, until));
         net.send(What::Call(Call { peer: self.peer, server, asker, ask }));

@@ -1,11 +1,12 @@
 //! The end of every run: everything is healed, the world comes to rest, and must add up exactly.
 
 use super::plan::{End, Order};
+use super::router::Call;
 use super::world::{Asked, Wish, World};
 use crate::http::redeem::Ask;
 use crate::kernel::command::RedemptionState as State;
 use crate::kernel::record::SaleChange;
-use crate::units::{ItemIndex, MemberId, Points};
+use crate::units::{ItemIndex, Points, Slot};
 
 /// The first member of those who buy what is left.
 const PROBERS: u64 = 10_000;
@@ -25,7 +26,9 @@ impl World {
         if let Some(redis) = &self.redis {
             redis.heal();
         }
+        self.heal_routes();
         self.run_until_quiet();
+        self.calm_routes();
         self.settle_leases();
         self.ask_everything_again();
         // Holds end by time, on the slowest clock too.
@@ -169,12 +172,13 @@ impl World {
 
     /// A member comes who can buy a unit, if there is one.
     fn probe(&mut self, node: usize, item: ItemIndex, n: u64, is_over: bool) {
-        let member = MemberId::new(PROBERS + 1000 * u64::from(item.get()) + n);
+        let member = self.member_at(node, PROBERS * (1 + 10 * u64::from(item.get()) + n));
         self.open_account(node, member, Points::new(1000));
         self.run_until_quiet();
         let key = self.new_key();
         let ask = Ask { member, key, item: Some(item), quantity: 1, hold: false };
-        self.ask_redeem(node, None, Asked::Probe { item, is_over }, ask);
+        let asked = Asked::Probe { item, is_over };
+        self.ask(node, Slot::of(member), None, asked, Call::Redeem(ask));
         self.run_until_quiet();
     }
 

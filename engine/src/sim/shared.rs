@@ -10,13 +10,14 @@ use super::world::{SALE, World};
 use crate::kernel::record::SaleChange;
 use crate::units::ItemIndex;
 
-/// How often a world is looked at until its leases are even.
-const LOOKS_MAX: usize = 3_000;
+/// How often a world is looked at until its leases are even: for less than the time after which a
+/// quiet lease looks by itself.
+const LOOKS_MAX: usize = 800;
 
 impl World {
     /// The node whose journal has the total of what this one sells.
     pub fn home_of(&self, node: usize) -> usize {
-        if self.shape.is_shared { self.shape.seed as usize / 2 % self.nodes.len() } else { node }
+        if self.shape.is_shared { self.shape.home() } else { node }
     }
 
     /// An item's units: a node's own, or those of all, where they share them.
@@ -53,6 +54,12 @@ impl World {
                     self.copy_ends_at[at] = self.now_ms + 20 + u64::from(ms);
                 }
             }
+            Act::EditMap { node, pick } => self.edit_map(usize::from(node) % count, pick),
+            Act::EmptyDisk { node } => self.empty_disk(usize::from(node) % count),
+            Act::CutNodes { node, ms } => {
+                let one = usize::from(node) % count;
+                self.cut_nodes(one, (one + 1) % count, ms.into());
+            }
             _ => unreachable!("it happens in any world"),
         }
     }
@@ -71,6 +78,7 @@ impl World {
     /// I1 over all nodes and Redis, by what the journals prove.
     pub fn check_shared(&mut self) {
         self.end_copies();
+        self.check_owners();
         let Some(redis) = &self.redis else { return };
         for item in (0..self.shape.items.into()).map(ItemIndex::new) {
             if self.nodes.iter().any(|node| node.ledger.items.is_empty()) {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::plan::{Plan, Step};
 use super::run;
+use crate::planted::Bug;
 
 /// Runs that a shrinking may cost.
 const RUNS_MAX: usize = 1_000;
@@ -53,10 +54,11 @@ pub fn shrink(plan: &Plan) -> (Plan, String) {
 }
 
 /// The plan in words, and how to see it again.
-pub fn report(seed: u64, plan: &Plan, why: &str) -> String {
+pub fn report(seed: u64, bug: Option<Bug>, plan: &Plan, why: &str) -> String {
     let mut text = format!("seed {seed} fails: {why}\n  {:?}\n", plan.shape);
     for step in &plan.steps {
         let _ = writeln!(text, "  {:?}, then {} turns of {:#x}", step.act, step.turns, step.seed);
     }
-    text + &format!("repeat with: scripts/test sim --seed {seed}")
+    let planted = bug.map_or_else(String::new, |bug| format!("ONRUSH_SIM_BUG={bug:?} "));
+    text + &format!("repeat with: {planted}scripts/test sim --seed {seed}")
 }

@@ -7,23 +7,27 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::counts::Counts;
 use super::node::{Did, EPOCH_MS, Node, Up};
 use super::plan::{Act, End, Order, Plan, Shape, Step};
-use super::redis::{NetCounts, SimRedis};
-use super::ship::{ShipCounts, Shipping};
+use super::redis::SimRedis;
+use super::router::{Call, Routes};
+use super::ship::Shipping;
+use crate::cluster::claims::Claim;
+use crate::cluster::map::sale_slot;
 use crate::http::problem::Problem;
 use crate::http::redeem::{self, Ask, Decided};
 use crate::journal::sim::{Fault, SimRng};
 use crate::kernel::command::{AccountView, Command, Outcome, RedemptionView};
-use crate::kernel::control::{ControlCommand, ControlOutcome};
+use crate::kernel::control::{ControlCommand, ControlOutcome, SlotClaim};
 use crate::kernel::definition::ValidSale;
 use crate::kernel::record::{AdminNote, SaleChange};
 use crate::shard::gate::Unavailable;
-use crate::units::{ItemIndex, KeyHash, MemberId, Points, Quantity, SaleIndex};
+use crate::units::{ItemIndex, KeyHash, MemberId, Points, Quantity, SaleIndex, Slot};
 
 /// The one sale of a world, its number on every node.
 pub const SALE: SaleIndex = SaleIndex::new(0);
-const SALE_ID: &str = "s";
+pub const SALE_ID: &str = "s";
 
 /// A redemption that a client asked for, and what it was told.
 #[derive(Clone, Copy)]
@@ -64,6 +68,7 @@ pub struct Ordered {
 /// What a request was about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Asked {
+    Claim,
     Define,
     OpenAccount { member: MemberId },
     Redeem { client: usize, at: usize, other: bool, stopped: Option<u32> },
@@ -92,83 +97,13 @@ struct Sent {
     answering: Answering,
 }
 
-/// What a run came by, so that a test can see that everything did happen.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Counts {
-    pub steps: u64,
-    pub answers: u64,
-    pub redemptions: u64,
-    pub replays: u64,
-    pub refusals: u64,
-    pub crashes: u64,
-    pub starts: u64,
-    pub records: u64,
-    pub finals: u64,
-    pub keys_dropped: u64,
-    pub withdrawn: u64,
-    pub reversed: u64,
-    pub expired: u64,
-    pub net: NetCounts,
-    pub ship: ShipCounts,
-}
-
-impl Counts {
-    fn all(&mut self) -> [(&'static str, &mut u64); 30] {
-        let (net, ship) = (&mut self.net, &mut self.ship);
-        [
-            ("steps", &mut self.steps),
-            ("answers", &mut self.answers),
-            ("redemptions", &mut self.redemptions),
-            ("replays", &mut self.replays),
-            ("refusals", &mut self.refusals),
-            ("crashes", &mut self.crashes),
-            ("starts", &mut self.starts),
-            ("records", &mut self.records),
-            ("finals", &mut self.finals),
-            ("keys dropped", &mut self.keys_dropped),
-            ("withdrawn units", &mut self.withdrawn),
-            ("reversed", &mut self.reversed),
-            ("expired", &mut self.expired),
-            ("calls of Redis", &mut net.calls),
-            ("lost messages", &mut net.lost),
-            ("repeated messages", &mut net.repeated),
-            ("servers that forget", &mut net.forgotten),
-            ("rebuilds by hand", &mut net.rebuilds),
-            ("copies refused", &mut net.copies_refused),
-            ("late grants", &mut net.late_grants),
-            ("messages", &mut ship.topic.messages),
-            ("messages given up", &mut ship.topic.given_up),
-            ("messages written twice", &mut ship.topic.doubled),
-            ("producers that came to an end", &mut ship.topic.producers_lost),
-            ("messages that retention dropped", &mut ship.topic.dropped),
-            ("commits", &mut ship.commits),
-            ("rewinds", &mut ship.rewinds),
-            ("databases set back", &mut ship.restored),
-            ("crashes of persist", &mut ship.crashes),
-            ("zombies", &mut ship.zombies),
-        ]
-    }
-
-    pub fn add(&mut self, other: &Self) {
-        let mut other = *other;
-        for ((_, sum), (_, more)) in self.all().into_iter().zip(other.all()) {
-            *sum += *more;
-        }
-    }
-
-    /// A simulation in which something never comes by shows nothing about it.
-    pub fn assert_that_everything_happened(mut self) {
-        for (what, count) in self.all() {
-            assert!(*count > 0, "no {what} in all these seeds");
-        }
-    }
-}
-
 pub struct World {
     pub shape: Shape,
     pub nodes: Vec<Node>,
     /// Where the nodes share a pool.
     pub redis: Option<SimRedis>,
+    /// And pass requests on.
+    pub routes: Option<Routes>,
     /// Where they ship.
     pub shipping: Option<Shipping>,
     pub clients: Vec<Client>,
@@ -190,17 +125,13 @@ impl World {
     /// Nodes that run, with a sale and accounts.
     pub fn new(shape: Shape) -> Self {
         let redis = shape.is_shared.then(|| SimRedis::new(shape.nodes.into(), shape.seed));
-        let nodes = (0..shape.nodes.into()).map(|n| Node::new(n, shape, redis.clone()));
+        let routes = shape.is_shared.then(|| Routes::new(&shape));
+        let claims = || routes.as_ref().map(|routes| routes.claims.clone());
+        let nodes = (0..shape.nodes.into()).map(|n| Node::new(n, shape, redis.clone(), claims()));
         let nodes: Vec<Node> = nodes.collect();
-        let clients = (0..usize::from(shape.clients)).map(|n| Client {
-            member: MemberId::new(1 + n as u64),
-            node: n % nodes.len(),
-            keys: Vec::new(),
-            moves: Vec::new(),
-        });
         let mut world = Self {
             shape,
-            clients: clients.collect(),
+            clients: Vec::new(),
             orders: Vec::new(),
             sent: Vec::new(),
             sale: Arc::new(definition(&shape)),
@@ -214,12 +145,21 @@ impl World {
             shipping: shape.ships.then(|| Shipping::new(&shape)),
             nodes,
             redis,
+            routes,
         };
+        for n in 0..usize::from(shape.clients) {
+            let node = n % world.nodes.len();
+            let member = world
+                .member_at(node, if shape.is_shared { 1 + 100 * n as u64 } else { 1 + n as u64 });
+            world.clients.push(Client { member, node, keys: Vec::new(), moves: Vec::new() });
+        }
         for node in 0..world.nodes.len() {
-            world.nodes[node].start();
+            world.start(node);
             let sale = Arc::clone(&world.sale);
             let note = AdminNote::default();
             let is_home = world.home_of(node) == node;
+            let cluster = world.cluster(node);
+            assert!(cluster.is_none_or(|cluster| cluster.is_home(SALE_ID) == is_home));
             let define = ControlCommand::DefineSale { sale, is_home, note };
             world.ask_control(node, Asked::Define, define);
         }
@@ -236,7 +176,7 @@ impl World {
     pub fn counts(&self) -> Counts {
         let net = self.redis.as_ref().map(SimRedis::counts).unwrap_or_default();
         let ship = self.shipping.as_ref().map(Shipping::counts).unwrap_or_default();
-        Counts { net, ship, ..self.counts }
+        Counts { net, routes: self.route_counts(), ship, ..self.counts }
     }
 
     pub fn run(&mut self, plan: &Plan) {
@@ -267,6 +207,9 @@ impl World {
             }
             return;
         }
+        if self.routes.is_some() && rng.below(4) == 0 && self.route_turn(rng) {
+            return;
+        }
         if let Some(shipping) = &mut self.shipping
             && rng.below(3) == 0
         {
@@ -284,7 +227,7 @@ impl World {
         let node = &mut self.nodes[at];
         if node.up.is_none() {
             if node.start_at_ms <= now_ms {
-                node.start();
+                self.start(at);
                 self.counts.starts += 1;
                 self.forget_lost();
             }
@@ -313,6 +256,16 @@ impl World {
             self.check_shared();
         }
         did
+    }
+
+    /// A node starts; its claim of slots is recorded before it takes requests.
+    fn start(&mut self, at: usize) {
+        self.nodes[at].start();
+        if let Some(Claim { node, version, slots, .. }) = self.nodes[at].unrecorded() {
+            let (node, slots) = (node.clone(), slots.to_string());
+            let claim = SlotClaim { node, version: *version, slots };
+            self.ask_control(at, Asked::Claim, ControlCommand::ClaimSlots { claim });
+        }
     }
 
     /// A node ends. What its journal had let out has left the node.
@@ -381,7 +334,13 @@ impl World {
         self.hear(node);
     }
 
-    fn ask_shard(&mut self, node: usize, client: Option<usize>, asked: Asked, command: Command) {
+    pub fn ask_shard(
+        &mut self,
+        node: usize,
+        client: Option<usize>,
+        asked: Asked,
+        command: Command,
+    ) {
         let Some(up) = self.up(node) else { return };
         let port = up.ready.port.clone();
         let answering = async move {
@@ -393,7 +352,7 @@ impl World {
         self.send(node, client, asked, Box::pin(answering));
     }
 
-    fn ask_control(&mut self, node: usize, asked: Asked, command: ControlCommand) {
+    pub fn ask_control(&mut self, node: usize, asked: Asked, command: ControlCommand) {
         let Some(up) = self.up(node) else { return };
         let core = Arc::clone(&up.ready.core);
         let answering = async move { Answer::Control(core.control(command).await) };
@@ -410,7 +369,8 @@ impl World {
 
     pub fn open_account(&mut self, node: usize, member: MemberId, points: Points) {
         let command = Command::OpenAccount { member, points };
-        self.ask_shard(node, None, Asked::OpenAccount { member }, command);
+        let asked = Asked::OpenAccount { member };
+        self.ask(node, Slot::of(member), None, asked, Call::Shard(command));
     }
 
     pub fn new_key(&mut self) -> KeyHash {
@@ -419,6 +379,9 @@ impl World {
     }
 
     fn act(&mut self, act: Act, seed: u64) {
+        if let Some(routes) = &mut self.routes {
+            routes.set_entry(seed);
+        }
         match act {
             Act::Redeem { client, item, quantity, hold } => {
                 let client = self.client(client);
@@ -436,29 +399,27 @@ impl World {
             Act::Confirm { client, back } => {
                 let Some((client, at, view)) = self.answered(client, back) else { return };
                 let command = Command::Confirm { member: view.member, id: view.id };
-                let node = self.clients[client].node;
-                self.ask_shard(node, Some(client), Asked::Confirm { client, at }, command);
+                self.ask_of_id(Some(client), view, Asked::Confirm { client, at }, command);
             }
             Act::Cancel { client, back } => {
                 let Some((client, at, view)) = self.answered(client, back) else { return };
                 let command = Command::Cancel { member: view.member, id: view.id };
-                let node = self.clients[client].node;
-                self.ask_shard(node, Some(client), Asked::Cancel { client, at }, command);
+                self.ask_of_id(Some(client), view, Asked::Cancel { client, at }, command);
             }
             Act::Reverse { client, back } => {
                 let Some((client, at, view)) = self.answered(client, back) else { return };
                 let key = KeyHash::of(&view.id.get().to_le_bytes());
                 let command = Command::Reverse { id: view.id, key, note: Arc::default() };
-                let node = self.clients[client].node;
-                self.ask_shard(node, None, Asked::Reverse { client, at }, command);
+                self.ask_of_id(None, view, Asked::Reverse { client, at }, command);
             }
             Act::Credit { client, amount, back } => self.move_points(client, amount, back, true),
             Act::Debit { client, amount, back } => self.move_points(client, amount, back, false),
             Act::Read { client, .. } => {
                 let client = self.client(client);
                 let Client { member, node, .. } = self.clients[client];
-                let command = Command::ReadAccount { member };
-                self.ask_shard(node, Some(client), Asked::Read { member }, command);
+                let command = Call::Shard(Command::ReadAccount { member });
+                let asked = Asked::Read { member };
+                self.ask(node, Slot::of(member), Some(client), asked, command);
             }
             Act::HangUp { client } => {
                 let client = self.client(client);
@@ -525,7 +486,20 @@ impl World {
         let stopped = self.is_stopped[node].then_some(self.resumes[node]);
         let asked = Asked::Redeem { client, at, other, stopped };
         let ask = Ask { member, key, item: Some(item), quantity, hold };
-        self.ask_redeem(node, Some(client), asked, ask);
+        self.ask(node, Slot::of(member), Some(client), asked, Call::Redeem(ask));
+    }
+
+    /// Of a redemption: its id has the slot.
+    fn ask_of_id(
+        &mut self,
+        client: Option<usize>,
+        view: RedemptionView,
+        asked: Asked,
+        command: Command,
+    ) {
+        let of = self.clients.iter().find(|client| client.member == view.member);
+        let node = of.expect("whoever was told of it").node;
+        self.ask(node, view.id.slot(), client, asked, Call::Shard(command));
     }
 
     fn move_points(&mut self, client: u8, amount: u8, back: u8, is_credit: bool) {
@@ -552,7 +526,8 @@ impl World {
         } else {
             Command::Debit { member, key, amount, note }
         };
-        self.ask_shard(node, None, Asked::Move { client, at }, command);
+        let asked = Asked::Move { client, at };
+        self.ask(node, Slot::of(member), None, asked, Call::Shard(command));
     }
 
     pub fn order(&mut self, node: usize, order: Order, item: ItemIndex) {
@@ -591,7 +566,12 @@ impl World {
             self.resumes[node] += 1;
         }
         let resumes = self.resumes[node];
-        self.ask_control(node, Asked::Order { at, resumes }, command);
+        let asked = Asked::Order { at, resumes };
+        if matches!(order, Order::Add { .. } | Order::Withdraw { .. }) {
+            return self.ask(node, sale_slot(SALE_ID), None, asked, Call::Control(command));
+        }
+        // What concerns a whole sale is told to every node.
+        self.ask_control(node, asked, command);
     }
 
     /// Whether nobody asked to go on since an order with this count.
@@ -616,7 +596,8 @@ impl World {
             moved = true;
             self.check_shared();
         }
-        moved
+        self.probe_nodes();
+        moved | self.deliver_requests()
     }
 
     /// Everything in turn until nothing moves any more.
@@ -628,7 +609,8 @@ impl World {
             if round % 8 == 7 || self.redis.is_some() && !moved {
                 self.advance(1);
             }
-            quiet = if moved || !self.sent.is_empty() { 0 } else { quiet + 1 };
+            let is_waiting = !self.sent.is_empty() || !self.requests_are_through();
+            quiet = if moved || is_waiting { 0 } else { quiet + 1 };
             if quiet > 12 {
                 return;
             }

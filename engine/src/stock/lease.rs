@@ -368,7 +368,7 @@ impl Lease {
         let is_alone = self.rules.nodes == 0;
         let is_busy = !self.is_settled()
             || self.withdrawal.is_some()
-            || self.has_news
+            || self.has_news && self.trouble.is_over(now)
             || self.view.wanted > 0 && self.line > 0
             || self.is_selling && self.demand.was_within(now, DRY_MS)
             || !self.is_selling && self.line > 0;
@@ -510,9 +510,13 @@ impl Lease {
         }
     }
 
+    /// † What an ask was for is not forgotten with it. [Redis came back with nothing, its news
+    /// before its calls: the look that they were worth was lost, and a home that had units to sell
+    /// never heard of the new epoch. Its pool stayed shut.]
     fn lose_answer(&mut self, now: u64) {
         self.is_reachable = false;
         self.trouble.fail(now);
+        self.has_news |= !planted::is(Bug::NewsForgotten);
         let Some(out) = self.out.take() else { return };
         if matches!(out.ask, PoolAsk::Withdraw { .. })
             && let Some(withdrawal) = &mut self.withdrawal

@@ -11,6 +11,9 @@ const TELL_MS: u64 = 30;
 const NEWS_MS: u64 = 10;
 /// A node with nothing to sell looks at the pool this often even without news.
 const LOOK_MS: u64 = 2_000;
+/// Any other node that sells looks this often: a Redis that gets its first replica is another
+/// server, and no connection breaks.
+const QUIET_MS: u64 = 30_000;
 /// A sale that is paused or over keeps its units this long.
 const KEEP_MS: u64 = 1_000;
 /// A withdrawal that waits for others asks again this often.
@@ -144,7 +147,8 @@ impl Lease {
         let is_due = (is_last && self.is_selling || has_accepted) && now >= self.told_at + LOOK_MS;
         // A dry node's own vain asks are news to other dry ones, and theirs to it.
         let is_heard = self.has_news && (self.line > 0 || now >= self.told_at + NEWS_MS);
-        let must_look = is_heard || is_confirmed || is_due;
+        let is_quiet = self.is_selling && now >= self.told_at + QUIET_MS;
+        let must_look = is_heard || is_confirmed || is_due || is_quiet;
         (is_moved || !is_alone && must_look).then_some(PoolAsk::Tell)
     }
 

@@ -361,6 +361,44 @@ fn a_withdrawal_of_more_than_there_is_leaves_redis_alone_between_its_asks() {
     assert!((5..=11).contains(&asks), "{asks} in 100 ms");
 }
 
+/// † [A quiet home never heard of the new epoch, and its pool stayed shut.]
+#[test]
+fn what_news_are_worth_is_looked_at_again_where_nobody_answered() {
+    let mut bed = Bed::open(60, 0, 60, 0);
+    assert_eq!(asked(&bed.look(60)), None, "it has units, and nothing to say");
+    for _ in 0..3 {
+        let ask = asked(&bed.on(E::News)).expect("it looks");
+        let actions = bed.answer(1, ask, None, Some(PoolRefusal::Unavailable("reset".into())));
+        assert_eq!(asked(&actions), None, "not at once");
+        assert_eq!(bed.lease.pace(bed.now), Pace::Slow, "nor is it waited for at once");
+        bed.now += 1_000;
+        let ask = asked(&bed.look(60)).expect("it looks again");
+        assert_eq!(ask, PoolAsk::Tell);
+        bed.answer(1, ask, Some(PoolView { granted: 60, ..view(1) }), None);
+        assert_eq!(asked(&bed.look(60)), None, "answered");
+    }
+}
+
+/// [Redis got its first replica, and so another identity, while every node had units: the pool was
+/// lost, and nobody knew.]
+#[test]
+fn a_quiet_lease_looks_twice_a_minute_while_its_sale_is_on() {
+    let mut bed = Bed::open(60, 0, 60, 0);
+    let begun = bed.now;
+    while asked(&bed.look(60)).is_none() {
+        bed.now += 40;
+    }
+    assert!((30_000..30_040).contains(&(bed.now - begun)), "{}", bed.now - begun);
+    bed.answer(1, PoolAsk::Tell, Some(PoolView { granted: 60, ..view(1) }), None);
+    bed.on(E::Selling(false));
+    bed.now += 900;
+    assert_eq!(asked(&bed.look(60)), None);
+    bed.now += 60_000;
+    bed.look(0);
+    bed.now += 60_000;
+    assert_eq!(asked(&bed.look(0)), None, "it is over");
+}
+
 #[test]
 fn a_withdrawal_without_an_answer_is_not_said_to_be_nothing() {
     let home = HomeStanding { added: 1_000, withdrawn: 0, journals: None };

@@ -88,6 +88,19 @@ struct Node {
     elsewhere: Elsewhere,
     /// Withdrawals answered: key, units.
     answered: HashMap<u128, u64>,
+    /// Its connection broke with news on it: it is told so once there is another.
+    has_missed: bool,
+    /// Until when its asks fail at once: the connection for news may be there before.
+    asks_fail_until: u64,
+}
+
+/// What may happen in a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Faulty,
+    Well,
+    /// The same, and nobody buys.
+    Quiet,
 }
 
 struct World {
@@ -109,7 +122,8 @@ struct World {
     stats: HashMap<&'static str, u64>,
 }
 
-const TOTAL: u64 = 60;
+/// A sale that is sold out soon, and one in which nobody runs dry for as long as there are faults.
+const TOTALS: [u64; 2] = [60, 600];
 
 impl World {
     fn new(seed: u64, count: usize) -> Self {
@@ -118,7 +132,7 @@ impl World {
             let journal = JournalId::new(index as u64 + 1);
             let mut disk = Books::default();
             if index == 0 {
-                disk.added = TOTAL;
+                disk.added = TOTALS[seed as usize / 2 % 2];
             }
             let mut node = Node {
                 journal,
@@ -130,6 +144,8 @@ impl World {
                 line: 0,
                 elsewhere: Elsewhere::default(),
                 answered: HashMap::new(),
+                has_missed: false,
+                asks_fail_until: 0,
             };
             node.start(count);
             node
@@ -181,7 +197,15 @@ impl World {
                 let told = (asker.standing.accepted, asker.standing.returned);
                 let durable = (node.disk.standing.accepted, node.disk.standing.returned);
                 assert_eq!(told, durable, "told what is not durable");
-                self.asks.push((asker, ask));
+                if self.now < node.asks_fail_until {
+                    let refusal = Some(PoolRefusal::Unavailable("no connection".into()));
+                    let (item, asked_under, view) = (ITEM, asker.epoch, None);
+                    let failed = PoolAnswer { item, asked_under, asked: ask, view, refusal };
+                    self.answers.push((index, failed));
+                    self.count("asks without a connection");
+                } else {
+                    self.asks.push((asker, ask));
+                }
             }
             A::RecordEpoch(epoch) => {
                 let then = Some(E::EpochDurable { epoch });
@@ -242,22 +266,24 @@ impl World {
         }
     }
 
-    fn step(&mut self, mut is_faulty: bool) {
+    fn step(&mut self, how: How) {
         self.now += self.random.below(4);
         let index = self.random.below(self.nodes.len() as u64) as usize;
-        is_faulty &= self.random.percent(60);
+        let is_faulty = how == How::Faulty && self.random.percent(60);
         match self.random.below(100) {
             0..30 => self.deliver_ask(is_faulty),
             30..50 => self.deliver_answer(is_faulty),
             50..65 => self.sync(index),
             65..80 => self.look(index),
-            80..95 => self.sell(index),
+            80..95 if how != How::Quiet => self.sell(index),
             95 if is_faulty => self.crash(index),
             96 if is_faulty && self.random.percent(10) => self.forget(),
             97 if is_faulty => self.admin(),
             98 if is_faulty && self.random.percent(20) => self.reverse(index),
             99 => self.replica = self.pool.clone(),
-            _ => self.event(index, E::News),
+            // News for nothing are harmless, and must not be what keeps it all going.
+            _ if how == How::Faulty => self.event(index, E::News),
+            _ => {}
         }
     }
 
@@ -282,6 +308,8 @@ impl World {
             for index in 0..self.nodes.len() {
                 if !is_faulty || self.random.percent(80) {
                     self.event(index, E::News);
+                } else {
+                    self.nodes[index].has_missed = true;
                 }
             }
         }
@@ -378,12 +406,50 @@ impl World {
         self.has_grown = true;
         self.pool = if self.random.percent(50) { self.replica.clone() } else { Pool::default() };
         self.count("forgotten");
+        // Whoever is connected to it anew hears so, and may ask too early all the same.
+        for index in 0..self.nodes.len() {
+            self.nodes[index].asks_fail_until = self.now + self.random.below(3) * 200;
+            if self.random.percent(80) {
+                self.event(index, E::News);
+            } else {
+                self.nodes[index].has_missed = true;
+            }
+        }
+    }
+
+    /// Without faults, and before anybody buys: who holds units asks for nothing.
+    fn wait_for_the_pool(&mut self) {
+        for index in 0..self.nodes.len() {
+            if std::mem::take(&mut self.nodes[index].has_missed) {
+                self.event(index, E::News);
+            }
+        }
+        let server = KeyHash::new(self.server);
+        for _ in 0..8_000 {
+            self.step(How::Quiet);
+            let asker = Asker {
+                item: ITEM,
+                journal: JournalId::new(0),
+                incarnation: Incarnation::new(0),
+                epoch: Epoch::default(),
+                standing: Standing::default(),
+            };
+            let view = self.pool.on(server, &asker, &PoolAsk::Inspect).view.expect("it is there");
+            let has_joined =
+                |node: &Node| node.lease.phase() == Phase::Open && node.disk.epoch == view.epoch;
+            if view.is_open && view.epoch.server == server && self.nodes.iter().all(has_joined) {
+                return;
+            }
+        }
+        let phases: Vec<_> = self.nodes.iter().map(|n| (n.lease.phase(), n.line, n.disk)).collect();
+        panic!("the pool stays shut: {phases:#?}\n{:#?}", self.pool);
     }
 
     /// Until nothing changes any more, without faults; everything is sold.
     fn heal(&mut self) {
+        self.wait_for_the_pool();
         for _ in 0..200_000 {
-            self.step(false);
+            self.step(How::Well);
             let is_over = self.nodes.iter().all(|node| node.is_final() && node.writing.is_empty());
             if is_over && self.sold() == self.total() {
                 return;
@@ -433,7 +499,11 @@ impl Node {
 fn run(seed: u64, stats: &mut HashMap<&'static str, u64>) {
     let mut world = World::new(seed, 2 + (seed % 2) as usize);
     for _ in 0..1_500 {
-        world.step(true);
+        world.step(How::Faulty);
+    }
+    if seed % 3 == 0 {
+        // Nothing else happens behind it that would have anybody look.
+        world.forget();
     }
     world.heal();
     for (what, count) in world.stats {
@@ -458,7 +528,14 @@ fn no_history_of_faults_sells_a_unit_twice_or_leaves_one_unsold() {
             *stats.entry(what).or_insert(0) += count;
         }
     }
-    for what in ["crashes", "asks lost", "answers lost", "forgotten", "withdrawals found"] {
+    for what in [
+        "crashes",
+        "asks lost",
+        "asks without a connection",
+        "answers lost",
+        "forgotten",
+        "withdrawals found",
+    ] {
         assert!(stats.get(what).is_some_and(|count| *count > 0), "never: {what}, {stats:?}");
     }
 }
