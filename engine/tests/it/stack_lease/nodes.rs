@@ -37,6 +37,21 @@ pub fn here(mall: &Mall, at: usize) -> [u64; 3] {
     [of("free"), of("held"), of("confirmed")]
 }
 
+/// Units that lie free at a node.
+pub fn free(mall: &Mall, at: usize) -> u64 {
+    here(mall, at)[0]
+}
+
+/// Buys at one node until so many are sold; units come as fast as they are leased.
+#[track_caller]
+pub fn buy(mall: &Mall, at: usize, prefix: &str, units: u64) {
+    let (mut client, member) = (mall.client(at), mall.member_of(at));
+    for key in 0..units {
+        let wish = Wish::new(member, format!("{prefix}{key}"), "s", "cup");
+        wait_until("one is sold", PATIENCE, || client.redeem(&wish).status == 201);
+    }
+}
+
 /// Buys at all nodes at once until each says that no unit can come back; gives how many were sold.
 pub fn sell_out(mall: &Mall, prefix: &str) -> u64 {
     let (sold, stop) = (AtomicU64::new(0), now());
@@ -69,7 +84,7 @@ pub fn lease_of(mall: &Mall, at: usize) -> Value {
     mall.admin(at).get("/v1/sales/s").expect(200).json()["items"][0]["lease"].clone()
 }
 
-fn is_sold_out(mall: &Mall, at: usize) -> bool {
+pub fn is_sold_out(mall: &Mall, at: usize) -> bool {
     let wish = Wish::new(mall.member_of(at), "is-it", "s", "cup");
     let reply = mall.client(at).redeem(&wish);
     reply.status == 409 && reply.json()["final"] == true
