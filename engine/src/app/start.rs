@@ -166,6 +166,7 @@ impl Node {
             durable: Arc::clone(node.journal.durable()),
             gauge: Arc::clone(node.journal.gauge()),
             core: Arc::clone(&node.core),
+            figures,
             running: Default::default(),
         });
         Ok(node)

@@ -1,4 +1,4 @@
-//! kill -9 between every two steps on the node's side, at each of the first five times.
+//! kill -9 between every two steps, at each of the first five times: of the node, and of Redis.
 
 use std::io;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use onrush::crash::CrashPoint;
 
+use super::proxy::{Proxy, Towards};
 use super::{PATIENCE, Redis, item, sell, total};
 use crate::e2e::{Node, Site, now, turn, wait_until};
 use crate::e2e_client::{Client, Wish};
@@ -18,8 +19,8 @@ const MOVED: u64 = 45;
 const ROUNDS: u64 = 5;
 
 /// Does what can be done before the node dies, with keys that are the same in each life; gives how
-/// many units were withdrawn, by the answers.
-fn live(node: &Node, redis: &Redis) -> io::Result<u64> {
+/// many units were withdrawn, by the answers. `each_round` is called before each withdrawal.
+fn live(node: &Node, each_round: impl Fn()) -> io::Result<u64> {
     let sale = json!({
         "id": "s", "name": "s", "opens_at": "2026-01-01T00:00:00Z",
         "closes_at": "2099-01-01T00:00:00Z", "hold_ttl_ms": 60_000,
@@ -35,8 +36,7 @@ fn live(node: &Node, redis: &Redis) -> io::Result<u64> {
         for n in 0..2 {
             client.try_redeem(&Wish::new(1, format!("k{round}-{n}"), "s", "cup"))?;
         }
-        // Each round is another epoch: the pool is gone.
-        redis.order(&["FLUSHALL"]).expect("Redis runs");
+        each_round();
         let path = "/v1/sales/s/items/cup/stock";
         let body = json!({ "withdraw": MOVED });
         let answer = post(&mut admin, path, &format!("w{round}"), &body)?;
@@ -68,14 +68,22 @@ fn survives(point: CrashPoint, nth: u64) -> bool {
     assert!(node.stop().success());
     site.set_env("ONRUSH_CRASH_AT", &format!("{}:{nth}", point.name()));
     let mut node = site.start();
-    let _ = live(&node, &redis);
+    // Each round is another epoch: the pool is gone.
+    let forget = || drop(redis.order(&["FLUSHALL"]).expect("Redis runs"));
+    let _ = live(&node, forget);
     let was_hit = node.ends_within(Duration::from_millis(300));
     drop(node);
     site.clear_env("ONRUSH_CRASH_AT");
     let node = site.start();
-    let withdrawn = live(&node, &redis).expect("a whole life");
-    // Whatever the crash left between Redis and the journal is evened out: all is sold, once.
-    let (total, hit) = (total(&node), format!("{}:{nth}", point.name()));
+    let withdrawn = live(&node, forget).expect("a whole life");
+    ends_well(&site, node, withdrawn, &format!("{}:{nth}", point.name()));
+    was_hit
+}
+
+/// Whatever a crash left between Redis and the journal is evened out: all is sold, once.
+#[track_caller]
+fn ends_well(site: &Site, node: Node, withdrawn: u64, hit: &str) {
+    let total = total(&node);
     assert_eq!(total, STOCK + ROUNDS * MOVED - withdrawn, "{hit}: what answers said is what is");
     let confirmed = item(&node)["confirmed"].as_u64().expect("units");
     sell(&node, 1, "rest", total - confirmed);
@@ -83,7 +91,43 @@ fn survives(point: CrashPoint, nth: u64) -> bool {
     assert_eq!(node.units("s", "cup"), [0, 0, total], "{hit}");
     assert!(node.stop().success());
     site.audit();
-    was_hit
+}
+
+/// A life in which Redis is killed where the `nth` ask has reached it and was not heard of, or was
+/// done and not answered; it comes back empty.
+fn survives_a_killed_redis(towards: Towards, nth: usize) {
+    let mut redis = Redis::start();
+    let way = Proxy::before(([127, 0, 0, 1], redis.port).into());
+    let mut site = redis.site();
+    site.set("stock.redis.urls", &format!("[\"redis://{}\"]", way.address));
+    let node = site.start();
+    node.import_members(1, 1, 1_000);
+    way.cut_at(towards, nth);
+    let withdrawn = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("it is cut", PATIENCE, || way.is_cut());
+            // Time to carry out what reached it.
+            std::thread::sleep(Duration::from_millis(20));
+            redis.kill();
+            redis.resume();
+            way.heal();
+        });
+        live(&node, || ()).expect("the node lives")
+    });
+    ends_well(&site, node, withdrawn, &format!("{towards:?} {nth}"));
+}
+
+#[test]
+fn kill_9_of_redis_before_an_ask_is_done_loses_no_unit() {
+    let _turn = turn();
+    (1..=6).for_each(|nth| survives_a_killed_redis(Towards::Server, 2 * nth));
+}
+
+/// † A lost answer of a server that then forgot what it had done.
+#[test]
+fn kill_9_of_redis_before_an_ask_is_answered_loses_no_unit() {
+    let _turn = turn();
+    (1..=6).for_each(|nth| survives_a_killed_redis(Towards::Client, 2 * nth));
 }
 
 fn survives_five_times(point: CrashPoint) {
@@ -106,6 +150,7 @@ points! {
     kill_9_after_units_have_left LeaseAfterTake,
     kill_9_before_a_return_is_told LeaseBeforeTell,
     kill_9_after_an_epoch_is_recorded LeaseAfterEpoch,
+    kill_9_after_added_units_are_recorded LeaseAfterAdd,
     kill_9_between_a_withdrawal_and_its_record LeaseAfterWithdraw,
 }
 

@@ -1,6 +1,7 @@
 //! Leases over a real Redis: one node from its definition to its restart, and several nodes on one
 //! stock, with what may go wrong between any two steps.
 
+mod audit;
 mod crash;
 mod deployed;
 mod faults;

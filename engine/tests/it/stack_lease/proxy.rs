@@ -9,12 +9,32 @@ use std::time::Duration;
 /// How often a cut way is looked at.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Which way something goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Towards {
+    Server,
+    Client,
+}
+
 #[derive(Default)]
 struct Way {
     /// Nothing passes: what is sent waits here, as in a network that loses and repeats.
     is_cut: AtomicBool,
     is_over: AtomicBool,
     opened: AtomicUsize,
+    /// Pieces that still pass until the way cuts itself, by direction; 0: it does not.
+    left: [AtomicUsize; 2],
+}
+
+impl Way {
+    /// Called before a piece is passed on.
+    fn count(&self, towards: Towards) {
+        let left = &self.left[towards as usize];
+        let one_less = |left: usize| left.checked_sub(1);
+        if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less) == Ok(1) {
+            self.is_cut.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Takes connections and passes on what comes over them, both ways.
@@ -56,6 +76,15 @@ impl Proxy {
         self.way.is_cut.store(true, Ordering::Relaxed);
     }
 
+    /// Cuts itself at the `nth` piece from now on in a direction, which does not pass any more.
+    pub fn cut_at(&self, towards: Towards, nth: usize) {
+        self.way.left[towards as usize].store(nth, Ordering::Relaxed);
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.way.is_cut.load(Ordering::Relaxed)
+    }
+
     /// What waited passes now, late.
     pub fn heal(&self) {
         self.way.is_cut.store(false, Ordering::Relaxed);
@@ -82,15 +111,17 @@ fn join(client: &TcpStream, server: SocketAddr, way: &Arc<Way>) {
         stream.set_nodelay(true).expect("a socket");
     }
     let twice = |stream: &TcpStream| stream.try_clone().expect("a second handle");
-    for (from, to) in [(twice(client), twice(&server)), (twice(&server), twice(client))] {
-        let way = Arc::clone(way);
-        std::thread::spawn(move || pass(from, to, &way));
+    let ways = [(client, &server, Towards::Server), (&server, client, Towards::Client)];
+    for (from, to, towards) in ways {
+        let (from, to, way) = (twice(from), twice(to), Arc::clone(way));
+        std::thread::spawn(move || pass(from, to, towards, &way));
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, way: &Way) {
+fn pass(mut from: TcpStream, mut to: TcpStream, towards: Towards, way: &Way) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
+        way.count(towards);
         while way.is_cut.load(Ordering::Relaxed) && !way.is_over.load(Ordering::Relaxed) {
             std::thread::sleep(PAUSE);
         }
