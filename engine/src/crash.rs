@@ -90,6 +90,8 @@ crash_points! {
     LeaseBeforeTell "lease-before-tell",
     /// An epoch is durable, nothing was asked under it.
     LeaseAfterEpoch "lease-after-epoch",
+    /// Added units are durable, the authority was not told.
+    LeaseAfterAdd "lease-after-add",
     /// Units are withdrawn from the pool, the journal does not know.
     LeaseAfterWithdraw "lease-after-withdraw",
     /// A batch's rows and watermarks are written to a database shard, not committed.

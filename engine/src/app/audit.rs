@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{RecvTimeoutError, bounded, unbounded};
 
+use super::figures::Figures;
 use crate::audit::parts::{Claims, SlotClaim};
 use crate::audit::{CannotLook, LiveNode, audit_live, stores};
 use crate::config::{KafkaConfig, StoreConfig};
@@ -21,6 +22,7 @@ use crate::journal::tail::{DurableMark, Tail};
 use crate::kernel::record::CONTROL;
 use crate::shard::core::Core;
 use crate::shard::message::{Message, SlotContent, SlotReport, Visitor};
+use crate::telemetry::figures::NodeFigures as _;
 use crate::units::{Incarnation, ItemIndex, JournalId, SLOT_COUNT, Seq};
 
 /// Slots that may be reported and not looked at yet.
@@ -40,6 +42,7 @@ pub(super) struct LiveAudit {
     pub durable: Arc<DurableMark>,
     pub gauge: Arc<DiskGauge>,
     pub core: Arc<Core>,
+    pub figures: Arc<Figures>,
     /// Of the node and its database shards, and with Kafka.
     pub running: [Running; 2],
 }
@@ -87,9 +90,13 @@ impl LiveAudit {
             visit: &|| self.visit(),
             lines: &|| self.lines(),
         };
-        let report = audit_live(&node, &mut |progress| {
+        let mut report = audit_live(&node, &mut |progress| {
             tracing::debug!(step = progress.step, done = progress.done, of = progress.of, "audit");
         })?;
+        for (item, line) in (0..).map(ItemIndex::new).zip(&mut report.items) {
+            let lease = self.figures.lease(item).filter(|lease| lease.is_shared);
+            line.lease = lease.map(|lease| lease.phase.to_owned());
+        }
         tracing::info!(verdict = %report.verdict, seq = report.subject.last_seq.get(), "audited");
         Ok(report.json())
     }

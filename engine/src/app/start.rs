@@ -458,6 +458,7 @@ pub(super) fn show_audit(
         durable: Arc::clone(journal.durable()),
         gauge: Arc::clone(journal.gauge()),
         core: Arc::clone(&shared.core),
+        figures: Arc::clone(&seams.figures),
         running: Default::default(),
     });
 }

@@ -13,6 +13,7 @@ pub mod live;
 pub mod model;
 pub mod offline;
 pub mod parts;
+pub mod pools;
 pub mod replay;
 pub mod report;
 pub mod run;

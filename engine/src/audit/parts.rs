@@ -165,7 +165,7 @@ pub fn base_control(state: &ControlState) -> Result<(Vec<Sale>, Vec<Item>), Cann
         } else {
             item.total_seen = Some(total);
         }
-        item.epoch = stock.epoch;
+        (item.epoch, item.server) = (stock.epoch, stock.server);
         item.granted = i128::from(stock.granted);
         item.returned = i128::from(stock.returned);
     }

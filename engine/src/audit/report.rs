@@ -78,6 +78,17 @@ pub struct ItemLine {
     pub held: i64,
     pub confirmed: i64,
     pub retired: i64,
+    /// Units that were confirmed, and are on sale again; none: some of it is forgotten.
+    #[serde(default)]
+    pub reversed: Option<i64>,
+    /// The newest epoch of the item's pool on record, and its server in hexadecimal; 0: none.
+    #[serde(default)]
+    pub epoch: u32,
+    #[serde(default)]
+    pub server: String,
+    /// Where a running node stands with a pool that it shares: `open` is in touch with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
 }
 
 /// All points. Units: points, as decimal strings.

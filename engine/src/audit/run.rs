@@ -1,11 +1,11 @@
 //! One audit, from its parts: the model's fold, the stores at their watermarks, the replay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::claimed;
 use super::finding::{Check, Findings, Where};
 use super::journal::{CannotRead, Journal};
-use super::model::{Figures, Item, Model};
+use super::model::{Figures, Item, Model, SlotModel};
 use super::parts::{Base, Claims, base_control, base_slot};
 use super::replay::{ReplayFigures, replay};
 use super::report::{AuditReport, ItemLine, PointsLine, Subject, counted, grouped};
@@ -289,7 +289,15 @@ struct Summary {
 impl Summary {
     fn of(model: &Model, lines: u64) -> Self {
         let units = |n: i128| i64::try_from(n).unwrap_or(i64::MAX);
-        let item = |i: &Item| ItemLine {
+        let mut put_back = vec![0; model.items.len()];
+        for (item, units) in model.slots.iter().flat_map(SlotModel::put_back) {
+            if let Some(sum) = put_back.get_mut(item.get() as usize) {
+                *sum += units;
+            }
+        }
+        let dropped: BTreeSet<_> =
+            model.slots.iter().flat_map(|slot| slot.dropped_sales.iter().copied()).collect();
+        let item = |(i, back): (&Item, i64)| ItemLine {
             sale: model.sales.get(i.sale.get() as usize).map_or_else(String::new, |s| s.id.clone()),
             sku: i.sku.clone(),
             total: units(i.total),
@@ -299,6 +307,10 @@ impl Summary {
             held: units(i.held),
             confirmed: units(i.confirmed),
             retired: units(i.retired),
+            reversed: (!dropped.contains(&i.sale)).then_some(back),
+            epoch: i.epoch,
+            server: format!("{:032x}", i.server.get()),
+            lease: None,
         };
         let mut all = Item::default();
         for i in &model.items {
@@ -321,7 +333,7 @@ impl Summary {
         Self {
             figures: model.figures,
             points,
-            items: model.items.iter().map(item).collect(),
+            items: model.items.iter().zip(put_back).map(item).collect(),
             units: all,
             redemptions: model.slots.iter().map(|slot| slot.redemptions.len() as u64).sum(),
             accounts,

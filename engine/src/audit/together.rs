@@ -1,38 +1,14 @@
 //! The audits of all nodes of a mall as one, and what no node can see alone: that together they
 //! were granted no more than there is, and that nothing is lost between them and the pool.
 //!
-//! Each node was looked at in a moment of its own, and the pool before and after all of them. So
-//! equalities are checked only where the pool stood still meanwhile; else units may be on their
-//! way, and only what can never be otherwise is checked: the pool has granted a journal no less
-//! than its journal accepted.
+//! Each node was looked at in a moment of its own; what that means for the pools, `pools` says.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::finding::{Check, Finding, Severity, Where};
-use super::report::{
-    AuditReport, CheckLine, ItemLine, PointsLine, State, Subject, counted, grouped,
-};
+use super::pools::{Key, PoolFindings, Pools, compare, key_of};
+use super::report::{AuditReport, CheckLine, ItemLine, PointsLine, State, Subject, grouped};
 use super::store::ShardFigures;
-
-/// An item's pool, as the stock authority tells it. Units: units of stock, cumulative.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Pool {
-    pub sale: String,
-    pub sku: String,
-    pub is_open: bool,
-    pub total: i64,
-    /// Units that may be granted.
-    pub free: i64,
-    /// By journal, in hexadecimal: granted to it, returned by it.
-    pub journals: BTreeMap<String, (i64, i64)>,
-}
-
-/// The pools, before the first node was looked at and after the last.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Pools {
-    pub before: Vec<Pool>,
-    pub after: Vec<Pool>,
-}
 
 /// One report of many. `pools`: where nodes share a stock authority that could be asked.
 pub fn together(nodes: Vec<AuditReport>, pools: Option<&Pools>) -> AuditReport {
@@ -58,10 +34,9 @@ pub fn together(nodes: Vec<AuditReport>, pools: Option<&Pools>) -> AuditReport {
         );
         all.find(Check::StoreSlots, Severity::Violation, sentence);
     }
-    let per_node: Vec<_> = nodes.iter().map(|node| (journals_items(node), node)).collect();
     let items = sum_items(&nodes);
     match pools {
-        Some(pools) => all.check_pools(&per_node, &items, pools),
+        Some(pools) => all.check_pools(compare(&nodes, &items, pools)),
         None => all.check_alone(&items, subject.is_live),
     }
     let (points, database_shards) = (sum_points(&nodes), sum_shards(&nodes));
@@ -87,17 +62,6 @@ pub fn together(nodes: Vec<AuditReport>, pools: Option<&Pools>) -> AuditReport {
         database_shards,
         findings,
     }
-}
-
-type Key = (String, String);
-type ByJournal<'a> = (String, BTreeMap<Key, &'a ItemLine>);
-
-fn key_of(item: &ItemLine) -> Key {
-    (item.sale.clone(), item.sku.clone())
-}
-
-fn journals_items(node: &AuditReport) -> ByJournal<'_> {
-    (node.subject.journal.clone(), node.items.iter().map(|item| (key_of(item), item)).collect())
 }
 
 fn sum_items(nodes: &[AuditReport]) -> BTreeMap<Key, ItemLine> {
@@ -190,103 +154,11 @@ impl Together {
         }
     }
 
-    fn check_pools(
-        &mut self,
-        nodes: &[(ByJournal<'_>, &AuditReport)],
-        items: &BTreeMap<Key, ItemLine>,
-        pools: &Pools,
-    ) {
-        let before: BTreeMap<Key, &Pool> =
-            pools.before.iter().map(|p| ((p.sale.clone(), p.sku.clone()), p)).collect();
-        let (mut still, mut free) = (0, 0);
-        for pool in &pools.after {
-            let key = (pool.sale.clone(), pool.sku.clone());
-            let Some(sum) = items.get(&key) else {
-                let sentence = format!("{}/{}: no node knows the item", pool.sale, pool.sku);
-                self.find(Check::I1, Severity::Violation, sentence);
-                continue;
-            };
-            if !pool.is_open {
-                let sentence = format!(
-                    "{}/{}: the pool is shut, it waits for journals to report",
-                    pool.sale, pool.sku
-                );
-                self.find(Check::I2, Severity::Warning, sentence);
-                continue;
-            }
-            let is_still = before.get(&key).is_some_and(|then| *then == pool);
-            still += u64::from(is_still);
-            free += pool.free;
-            for ((journal, of_node), node) in nodes {
-                let Some(item) = of_node.get(&key) else { continue };
-                let (granted, returned) = pool.journals.get(journal).copied().unwrap_or_default();
-                let is_wrong = granted < item.granted
-                    || (is_still && (granted, returned) != (item.granted, item.returned));
-                // A stopped node evens its counters out at its next start.
-                let may_wait = !node.subject.is_live && granted >= item.granted;
-                if is_wrong && !may_wait {
-                    let sentence = format!(
-                        "{}/{}: the pool granted journal {journal} {granted} units and had \
-                         {returned} back, the journal says {} and {}",
-                        pool.sale, pool.sku, item.granted, item.returned
-                    );
-                    self.find(Check::I1, Severity::Violation, sentence);
-                }
-            }
-            self.check_item(pool, sum, is_still, nodes.iter().all(|(_, n)| n.subject.is_live));
+    fn check_pools(&mut self, pools: PoolFindings) {
+        for (check, severity, sentence) in pools.found {
+            self.find(check, severity, sentence);
         }
-        for key in items.keys().filter(|key| {
-            !pools.after.iter().any(|pool| (&pool.sale, &pool.sku) == (&key.0, &key.1))
-        }) {
-            let sentence = format!("{}/{}: there is no pool of it", key.0, key.1);
-            self.find(Check::I1, Severity::Warning, sentence);
-        }
-        self.pool_figures = format!(
-            "; {} free in {}, {} of them at rest",
-            grouped(free),
-            counted(pools.after.len() as u64, "pool", "pools"),
-            grouped(still)
-        );
-    }
-
-    /// One item, over the pool and all nodes.
-    fn check_item(&mut self, pool: &Pool, sum: &ItemLine, is_still: bool, all_live: bool) {
-        let out: i64 = pool.journals.values().map(|(granted, returned)| granted - returned).sum();
-        if out > pool.total || pool.free != pool.total - out {
-            let sentence = format!(
-                "{}/{}: the pool has {} free and {out} granted of {}",
-                pool.sale, pool.sku, pool.free, pool.total
-            );
-            self.find(Check::I1, Severity::Violation, sentence);
-        }
-        if !is_still {
-            return;
-        }
-        if pool.total != sum.total {
-            let sentence = format!(
-                "{}/{}: the pool's total is {}, its home's {}",
-                pool.sale, pool.sku, pool.total, sum.total
-            );
-            // A node that is down tells the rest when it is back.
-            let severity = if all_live { Severity::Violation } else { Severity::Warning };
-            self.find(Check::I1, severity, sentence);
-        }
-        let there = pool.free + sum.free + sum.held + sum.confirmed + sum.retired;
-        let is_short = there < sum.total;
-        if there > sum.total || (is_short && all_live) {
-            let sentence = format!(
-                "{}/{}: {} in the pool + {} free + {} held + {} confirmed + {} retired are not {}",
-                pool.sale,
-                pool.sku,
-                pool.free,
-                sum.free,
-                sum.held,
-                sum.confirmed,
-                sum.retired,
-                sum.total
-            );
-            self.find(Check::I2, Severity::Violation, sentence);
-        }
+        self.pool_figures = pools.figures;
     }
 
     /// A check over all nodes: their counts, the worst of their states, this one's findings.
@@ -330,6 +202,7 @@ impl Together {
 #[cfg(test)]
 mod tests {
     use super::super::finding::Findings;
+    use super::super::pools::{Pool, PoolJournal};
     use super::*;
 
     fn item(total: i64, granted: i64, returned: i64, confirmed: i64) -> ItemLine {
@@ -341,6 +214,9 @@ mod tests {
             returned,
             free: granted - returned - confirmed,
             confirmed,
+            reversed: Some(0),
+            epoch: 2,
+            server: "f0".into(),
             ..ItemLine::default()
         }
     }
@@ -364,13 +240,22 @@ mod tests {
 
     fn pool(total: i64, of_a: (i64, i64), of_b: (i64, i64)) -> Pool {
         let out = of_a.0 - of_a.1 + of_b.0 - of_b.1;
+        let of = |(granted, returned)| PoolJournal {
+            epoch: 2,
+            granted,
+            returned,
+            ..PoolJournal::default()
+        };
         Pool {
             sale: "s".into(),
             sku: "cup".into(),
             is_open: true,
+            epoch: 2,
+            server: "f0".into(),
             total,
             free: total - out,
-            journals: [("a".into(), of_a), ("b".into(), of_b)].into(),
+            is_sold_out: false,
+            journals: [("a".into(), of(of_a)), ("b".into(), of(of_b))].into(),
         }
     }
 
@@ -441,6 +326,44 @@ mod tests {
             Pools::default(),
             Check::Journal,
         );
+        // Epochs and identities that no journal has recorded.
+        let right = || pool(100, (60, 10), (30, 0));
+        let other = |change: &dyn Fn(&mut Pool)| {
+            let mut pool = right();
+            change(&mut pool);
+            still(pool)
+        };
+        let of_b = |change: &dyn Fn(&mut PoolJournal)| {
+            other(&|pool| change(pool.journals.get_mut("b").expect("it is there")))
+        };
+        broken(two(), other(&|pool| pool.epoch = 1), Check::I1);
+        broken(two(), other(&|pool| pool.epoch = 3), Check::I1);
+        broken(two(), other(&|pool| pool.server = "f1".into()), Check::I1);
+        broken(two(), of_b(&|of| of.epoch = 3), Check::I1);
+        broken(two(), of_b(&|of| of.epoch = 1), Check::I1);
+        broken(two(), of_b(&|of| of.incarnation = 1), Check::Journal);
+        // Told what no journal says.
+        broken(two(), of_b(&|of| of.accepted = 31), Check::I1);
+        broken(two(), of_b(&|of| of.returned = 1), Check::I1);
+        broken(two(), of_b(&|of| of.confirmed = 31), Check::I2);
+        broken(two(), of_b(&|of| of.reversed = 1), Check::I2);
+        // All is sold, and the pool does not know.
+        let sold = || vec![node("a", item(70, 40, 0, 40)), node("b", item(0, 30, 0, 30))];
+        let all = |confirmed_of_a| {
+            let mut pool = pool(70, (40, 0), (30, 0));
+            pool.is_sold_out = confirmed_of_a == 40;
+            for (journal, confirmed) in [("a", confirmed_of_a), ("b", 30)] {
+                pool.journals.get_mut(journal).expect("it is there").confirmed = confirmed;
+            }
+            still(pool)
+        };
+        assert!(together(sold(), Some(&all(40))).passes());
+        broken(sold(), all(39), Check::I2);
+        let mut reversed = sold();
+        reversed[0].items[0].confirmed -= 1;
+        reversed[0].items[0].free += 1;
+        reversed[0].items[0].reversed = Some(1);
+        broken(reversed, all(40), Check::I2);
         // Nobody knows what the pool has.
         let other = Pool { sku: "pen".into(), ..pool(1, (0, 0), (0, 0)) };
         broken(two(), still(other), Check::I1);
@@ -453,7 +376,16 @@ mod tests {
             after: vec![pool(100, (70, 10), (30, 0))],
         };
         assert!(together(two(), Some(&pools)).passes());
-        let shut = Pool { is_open: false, ..pool(100, (0, 0), (0, 0)) };
+        // Confirmed units are told at leisure, and a node that is out of touch tells nothing.
+        let mut nodes = two();
+        for node in &mut nodes {
+            node.items[0].lease = Some("unreachable".into());
+        }
+        let late = Pool { total: 99, free: 19, ..pool(99, (60, 10), (30, 0)) };
+        assert!(together(nodes.clone(), Some(&still(late))).passes());
+        assert!(together(nodes.clone(), Some(&still(pool(100, (61, 10), (30, 0))))).passes());
+        assert!(!together(two(), Some(&still(pool(100, (61, 10), (30, 0))))).passes());
+        let shut = Pool { is_open: false, ..pool(100, (60, 10), (30, 0)) };
         let report = together(two(), Some(&still(shut)));
         assert_eq!((report.passes(), report.line(Check::I2).state), (true, State::Warned));
     }

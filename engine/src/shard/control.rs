@@ -425,6 +425,7 @@ impl Control {
             Step::Changed { sale, change, reply } => self.changed(sale, change, reply),
             Step::Unchanged { sale, reply } => self.follow(sale, reply),
             Step::Added { item, home, reply } => {
+                crash_point!(CrashPoint::LeaseAfterAdd);
                 let barrier = self.barrier(1, Some(reply), self.stock_event(item));
                 self.home_changed(item, home);
                 self.settle(item, barrier);

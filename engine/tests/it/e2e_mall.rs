@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::e2e::{Node, Site};
 use crate::e2e_client::{Client, Wish};
+use crate::stack_lease::proxy::Proxy;
 
 pub const SECRET: &str = "nodes-among-themselves";
 pub const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -34,13 +35,19 @@ impl Mall {
     /// site before that.
     pub fn start_with(set: impl Fn(&mut Site)) -> Self {
         let mut mall = Self::prepare(set);
+        mall.start_all();
+        mall
+    }
+
+    /// Starts all three, and waits until each has seen that the others are up.
+    #[track_caller]
+    pub fn start_all(&mut self) {
         for at in 0..NAMES.len() {
-            mall.start_node(at);
+            self.start_node(at);
         }
         for (from, of) in (0..9).map(|n| (n / 3, n % 3)).filter(|(from, of)| from != of) {
-            mall.wait_health(from, of, "up");
+            self.wait_health(from, of, "up");
         }
-        mall
     }
 
     /// Nothing runs yet.
@@ -75,6 +82,18 @@ impl Mall {
         });
         let sites = sites.collect();
         Self { sites, nodes: NAMES.map(|_| None).into(), map }
+    }
+
+    /// Lets a node listen elsewhere, with ways at the addresses that the map names: its public
+    /// one, and its operators'. Before it is started.
+    #[track_caller]
+    pub fn put_ways_before(&mut self, at: usize) -> [Proxy; 2] {
+        let node = self.map.nodes().nth(at).expect("it is in the map").1;
+        let mapped = [&node.public, &node.admin]
+            .map(|url| url.authority().parse::<SocketAddr>().expect("an address"));
+        let own: [SocketAddr; 2] = free_addresses();
+        self.sites[at].listen_on(&own[0].to_string(), &own[1].to_string());
+        [0, 1].map(|side| Proxy::on(mapped[side], own[side]))
     }
 
     #[track_caller]

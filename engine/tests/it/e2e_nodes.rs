@@ -141,6 +141,28 @@ fn every_call_through_the_wrong_node_is_answered_as_through_the_right_one() {
     }
 }
 
+/// A way in front of a node counts the connections that the others make to it.
+#[test]
+fn a_hundred_forwarded_requests_go_over_connections_that_are_kept() {
+    let _turn = turn();
+    let mut mall = Mall::prepare(|_| {});
+    let ways = mall.put_ways_before(1);
+    mall.start_all();
+    mall.node(0).import_members(1, 60, 1_000);
+    let sales = mall.open_sales("k", &[("cup", 1, 1_000, 1_000)]);
+    let member = mall.member_of(1);
+    let mut client = mall.client(0);
+    client.redeem(&mall.wish(&sales, member, "first")).expect(201);
+    let before = ways[0].opened();
+    assert!(before > 0, "node a reaches node b this way");
+    for n in 0..100 {
+        client.redeem(&mall.wish(&sales, member, &format!("k{n}"))).expect(201);
+    }
+    let opened = ways[0].opened() - before;
+    // None of these need any. The others' probes go the same way, and may begin anew.
+    assert!(opened <= 10, "{opened} connections for 100 requests");
+}
+
 #[test]
 fn batches_and_imports_are_split_by_owner_and_joined_in_order() {
     let _turn = turn();

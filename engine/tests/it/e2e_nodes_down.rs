@@ -204,13 +204,31 @@ fn a_rolling_restart_costs_clients_nothing_but_retried_503s() {
     let mut mall = Mall::start();
     mall.node(0).import_members(1, 300, 1_000_000);
     let sales = mall.open_sales("roll", &[("cup", 1, 1_000_000, 1_000_000)]);
+    let confirmed = restart_all_in_turn(&mut mall, |owner| sales[owner].clone());
+    let sold: u64 = sales.iter().map(|sale| sold_of(&mall, sale)).sum();
+    assert_eq!(sold, confirmed, "each request had one effect, and each effect its answer");
+    for at in 0..3 {
+        mall.node(at).audit();
+    }
+}
+
+/// Units of a sale's cups that are confirmed on all nodes.
+#[track_caller]
+pub fn sold_of(mall: &Mall, sale: &str) -> u64 {
+    let view = mall.admin(1).get(&format!("/v1/sales/{sale}")).expect(200).json();
+    view["items"][0]["confirmed"].as_u64().expect("units")
+}
+
+/// Stops and starts one node after the other while clients buy, each insisting until it is
+/// confirmed; gives how many were. Members 1 to 300 buy of the sale that `sale_for` their owner.
+pub fn restart_all_in_turn(mall: &mut Mall, sale_for: impl Fn(usize) -> String + Sync) -> u64 {
     let addresses: Vec<_> = (0..3).map(|at| mall.node(at).public).collect();
     let owners: Vec<usize> = (0..=300).map(|member| mall.owner_of(member)).collect();
     let seen = Seen::default();
     let seed = Random::new("a rolling restart").next();
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
-            let (seen, sales, addresses, owners) = (&seen, &sales, &addresses, &owners);
+            let (seen, sale_for, addresses, owners) = (&seen, &sale_for, &addresses, &owners);
             scope.spawn(move || {
                 let mut random = Random::from_seed(seed ^ thread);
                 let mut clients: Vec<Client> =
@@ -220,7 +238,7 @@ fn a_rolling_restart_costs_clients_nothing_but_retried_503s() {
                         break;
                     }
                     let member = 1 + random.below(300);
-                    let sale = &sales[owners[member as usize]];
+                    let sale = &sale_for(owners[member as usize]);
                     let wish =
                         crate::e2e_client::Wish::new(member, format!("{thread}-{n}"), sale, "cup");
                     insist(&mut clients, &mut random, seen, &wish);
@@ -251,17 +269,7 @@ fn a_rolling_restart_costs_clients_nothing_but_retried_503s() {
         [&seen.confirmed, &seen.retried_503, &seen.reconnected].map(|n| n.load(Ordering::Relaxed));
     println!("{confirmed} confirmed, {retried} times 503, {reconnected} connections made anew");
     assert!(retried > 0, "requests for a node that was away were refused");
-    let sold: u64 = sales
-        .iter()
-        .map(|sale| {
-            let view = mall.admin(1).get(&format!("/v1/sales/{sale}")).expect(200).json();
-            view["items"][0]["confirmed"].as_u64().expect("units")
-        })
-        .sum();
-    assert_eq!(sold, confirmed, "each request had one effect, and each effect its answer");
-    for at in 0..3 {
-        mall.node(at).audit();
-    }
+    confirmed
 }
 
 /// Whether no request was taken: not one that was cut off in mid-answer, or not answered in time.

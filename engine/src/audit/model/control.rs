@@ -36,6 +36,8 @@ pub struct Item {
     /// The total that it learned from the pool, where it is not the home.
     pub total_seen: Option<i128>,
     pub epoch: u32,
+    /// The server that the epoch belongs to.
+    pub server: KeyHash,
     pub granted: i128,
     pub returned: i128,
     pub held: i128,
@@ -317,7 +319,7 @@ impl Model {
             let sentence = format!("epoch {} was seen behind epoch {}", r.epoch, item.epoch);
             self.findings.violation(Check::Journal, at, sentence);
         }
-        item.epoch = r.epoch;
+        (item.epoch, item.server) = (r.epoch, r.server);
     }
 
     fn see_total(&mut self, place: Place, r: &TotalSeen) -> Option<ItemIndex> {

@@ -141,6 +141,12 @@ impl SlotModel {
         self.by_number(id.slot_seq()).map(|at| &self.redemptions[at]).filter(|r| r.id == id)
     }
 
+    /// Units of remembered redemptions that were reversed, and are on sale again.
+    pub fn put_back(&self) -> impl Iterator<Item = (ItemIndex, i64)> {
+        let is_back = |r: &&Redemption| r.state == RedemptionState::Reversed && !r.is_retired;
+        self.redemptions.iter().filter(is_back).map(|r| (r.item, i64::from(r.quantity.get())))
+    }
+
     /// Units per item: held, confirmed, retired.
     pub fn item_counts(&self) -> BTreeMap<ItemIndex, [u64; 3]> {
         let mut counts = self.settled.clone();

@@ -12,12 +12,17 @@ use super::script::{Call, read};
 use crate::config::RedisMode;
 use crate::stock::ask::{PoolAnswer, PoolAsk, PoolRefusal};
 
+/// How often a pool is looked at until it stands still.
+const LOOKS_MAX: u32 = 50;
+
 /// A pool as it stands in Redis.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct PoolReport {
     pub sale: String,
     pub sku: String,
     pub epoch: u32,
+    /// The server that the epoch belongs to, in hexadecimal.
+    pub server: String,
     /// "open", "shut" (it waits for reports), or "lost" (its server is another one since).
     pub state: &'static str,
     /// Journals that must report before it opens; empty where it is open.
@@ -39,6 +44,8 @@ pub struct PoolReport {
 pub struct JournalReport {
     pub journal: String,
     pub incarnation: u64,
+    /// The newest epoch that it joined.
+    pub epoch: u32,
     pub has_joined: bool,
     pub granted: u64,
     pub accepted: u64,
@@ -172,12 +179,32 @@ async fn query(link: &mut Link, command: &Cmd) -> RedisResult<Value> {
     link.query(command).await?.extract_error()
 }
 
-async fn look(endpoint: &Endpoint, link: &mut Link, name: &str) -> RedisResult<Option<PoolReport>> {
-    let answer = ask_as_nobody(endpoint, link, name, PoolAsk::Inspect).await?;
-    let view = answer.view.unwrap_or_default();
+/// What a script says of a pool, and the pool's fields, of one moment: nothing changed in between,
+/// unless it changes all the time.
+async fn look_once(
+    endpoint: &Endpoint,
+    link: &mut Link,
+    name: &str,
+) -> RedisResult<(PoolAnswer, BTreeMap<String, String>)> {
     let mut command = redis::cmd("HGETALL");
     command.arg(endpoint.key(name));
-    let fields: BTreeMap<String, String> = redis::from_redis_value(query(link, &command).await?)?;
+    let mut before: BTreeMap<String, String> =
+        redis::from_redis_value(query(link, &command).await?)?;
+    for _ in 0..LOOKS_MAX {
+        let answer = ask_as_nobody(endpoint, link, name, PoolAsk::Inspect).await?;
+        let after = redis::from_redis_value(query(link, &command).await?)?;
+        if before == after {
+            return Ok((answer, after));
+        }
+        before = after;
+    }
+    let answer = ask_as_nobody(endpoint, link, name, PoolAsk::Inspect).await?;
+    Ok((answer, before))
+}
+
+async fn look(endpoint: &Endpoint, link: &mut Link, name: &str) -> RedisResult<Option<PoolReport>> {
+    let (answer, fields) = look_once(endpoint, link, name).await?;
+    let view = answer.view.unwrap_or_default();
     if view.epoch.number == 0 {
         return Ok(None);
     }
@@ -197,6 +224,7 @@ async fn look(endpoint: &Endpoint, link: &mut Link, name: &str) -> RedisResult<O
         sale: sale.into(),
         sku: sku.into(),
         epoch: view.epoch.number,
+        server: format!("{:032x}", view.epoch.server.get()),
         state: match answer.refusal {
             Some(PoolRefusal::Lost) => "lost",
             _ if view.is_open => "open",
@@ -224,6 +252,7 @@ fn journals(fields: &BTreeMap<String, String>, epoch: u32) -> Vec<JournalReport>
         JournalReport {
             journal: id.to_owned(),
             incarnation: number("i"),
+            epoch: number("e").try_into().unwrap_or(u32::MAX),
             has_joined: number("e") == u64::from(epoch),
             granted: number("g"),
             accepted: number("a"),

@@ -1,11 +1,16 @@
 //! Leases over a real Redis: one node from its definition to its restart, and several nodes on one
 //! stock, with what may go wrong between any two steps.
 
+mod audit;
 mod crash;
+mod deployed;
 mod faults;
 mod nodes;
 mod one;
+pub mod proxy;
 mod rebuild;
+mod roll;
+mod trouble;
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -13,6 +18,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::e2e::{Node, Site, wait_until};
@@ -53,6 +59,11 @@ impl Redis {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        kill_process(Pid::from_child(child), signal).expect("our child lives");
     }
 
     /// Runs a command of Redis itself; its answer as text.

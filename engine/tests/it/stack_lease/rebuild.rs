@@ -1,11 +1,11 @@
 //! A pool that Redis has lost, with three nodes whose claims lie in a database: so it is known
 //! which journals may hold units, and the pool opens again.
 
-use super::nodes::{confirmed, here, lease_of, open, sell_out};
+use super::nodes::{buy, confirmed, here, lease_of, open, sell_out};
 use super::{PATIENCE, Redis};
 use crate::e2e::{onrush, run, turn, wait_until};
 use crate::e2e_client::Wish;
-use crate::e2e_mall::{Mall, NAMES};
+use crate::e2e_mall::Mall;
 use crate::stack_nodes::mall_on;
 use crate::stack_servers::{Flavour, shared};
 
@@ -13,23 +13,11 @@ const UNITS: u64 = 300;
 
 /// Three nodes that have sold a little of one item.
 fn selling(mall: &mut Mall) {
-    (0..NAMES.len()).for_each(|at| mall.start_node(at));
-    for (from, of) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
-        mall.wait_health(from, of, "up");
-    }
+    mall.start_all();
     mall.node(0).import_members(1, 60, 100_000);
     open(mall, UNITS);
     for at in 0..3 {
         buy(mall, at, "early", 10);
-    }
-}
-
-#[track_caller]
-fn buy(mall: &Mall, at: usize, prefix: &str, units: u64) {
-    let (mut client, member) = (mall.client(at), mall.member_of(at));
-    for key in 0..units {
-        let wish = Wish::new(member, format!("{prefix}{key}"), "s", "cup");
-        wait_until("one is sold", PATIENCE, || client.redeem(&wish).status == 201);
     }
 }
 

@@ -7,7 +7,8 @@ use super::*;
 
 const ITEMS: u32 = 24;
 
-fn cluster() -> (Vec<Server>, RedisConfig) {
+/// Three masters, and the settings of their clients.
+pub fn cluster() -> (Vec<Server>, RedisConfig) {
     // The bus listens 10,000 above the port, which must be a port, too.
     let port = || std::iter::repeat_with(free_port).find(|port| *port < 55_000).unwrap();
     let options =

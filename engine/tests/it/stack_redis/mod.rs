@@ -2,12 +2,12 @@
 
 mod cli;
 mod client;
-mod cluster;
+pub mod cluster;
 mod comparison;
 mod faults;
 mod rules;
 mod secure;
-mod sentinel;
+pub mod sentinel;
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -39,9 +39,9 @@ fn free_port() -> u16 {
 }
 
 /// A real server in a folder of its own, killed when it goes out of sight.
-struct Server {
+pub struct Server {
     dir: tempfile::TempDir,
-    port: u16,
+    pub port: u16,
     program: &'static str,
     options: Vec<String>,
     child: Child,
@@ -84,7 +84,7 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    fn connection(&self) -> redis::Connection {
+    pub fn connection(&self) -> redis::Connection {
         redis::Client::open(self.url()).unwrap().get_connection().unwrap()
     }
 
@@ -98,17 +98,17 @@ impl Server {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// Starts it again in the same folder, on the same port.
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.kill();
         self.child = launch(self.dir.path(), self.program, &self.options);
         self.wait_until_it_answers();

@@ -4,14 +4,15 @@ use onrush::config::RedisMode;
 
 use super::*;
 
-struct Watched {
-    master: Server,
-    replica: Server,
+/// A master with a replica, and a Sentinel that watches both.
+pub struct Watched {
+    pub master: Server,
+    pub replica: Server,
     sentinel: Server,
 }
 
 impl Watched {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let master = Server::start(&[]);
         let port = master.port.to_string();
         let replica = Server::start(&[
@@ -47,7 +48,7 @@ impl Watched {
         watched
     }
 
-    fn settings(&self) -> RedisConfig {
+    pub fn settings(&self) -> RedisConfig {
         RedisConfig {
             mode: RedisMode::Sentinel,
             sentinel_master: "mall".into(),
@@ -55,7 +56,7 @@ impl Watched {
         }
     }
 
-    fn wait_for_the_replica(&self) {
+    pub fn wait_for_the_replica(&self) {
         let offset = |server: &Server, field: &str| {
             let info = server.order(&["INFO", "replication"]);
             let line = info.lines().find_map(|line| line.strip_prefix(field).map(str::to_owned));
