@@ -335,7 +335,9 @@ fn a_file_of_accepted_redemptions_is_held_against_the_database_shards() {
         let file = dir.path().join("accepted.jsonl");
         let (file, data) = (file.to_str().unwrap(), dir.path().to_str().unwrap());
         let mut args = LOAD.to_vec();
-        args.extend(["--holds", "0.5", "--think", "0.1", "--accepted", file]);
+        // A hold's row is written anew when it is confirmed: what is lost then is not missing.
+        let holds = if lie == Lie::None { "0.5" } else { "0" };
+        args.extend(["--holds", holds, "--think", "0.1", "--accepted", file]);
         assert_eq!(run(&server.url(), &args).code, 0);
         let ran = crate::tool::tool(&["check", "--accepted", file, "--data", data]);
         assert_eq!(ran.code, code, "{} {}", ran.stdout, ran.stderr);
