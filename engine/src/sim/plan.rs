@@ -242,7 +242,7 @@ pub struct Plan {
 
 /// How often each kind of act comes, in a plan that has no taste.
 const WEIGHTS: [u64; 35] = [
-    30, 12, 8, 6, 4, 2, 2, 4, 1, 2, 8, 3, 4, 2, 3, 1, 1, 3, 2, 5, 4, 3, 2, 2, 3, 4, 3, 1, 3, 6, 3,
+    30, 12, 8, 6, 4, 2, 2, 4, 1, 2, 8, 3, 4, 2, 3, 1, 1, 3, 2, 6, 4, 3, 2, 5, 6, 4, 3, 1, 3, 6, 3,
     5, 8, 5, 4,
 ];
 const KINDS: usize = WEIGHTS.len();
