@@ -368,7 +368,7 @@ impl Lease {
         let is_alone = self.rules.nodes == 0;
         let is_busy = !self.is_settled()
             || self.withdrawal.is_some()
-            || self.has_news
+            || self.has_news && self.is_reachable
             || self.view.wanted > 0 && self.line > 0
             || self.is_selling && self.demand.was_within(now, DRY_MS)
             || !self.is_selling && self.line > 0;
@@ -514,6 +514,9 @@ impl Lease {
         self.is_reachable = false;
         self.trouble.fail(now);
         let Some(out) = self.out.take() else { return };
+        // † What this was to find out is not known, and nobody says it twice [news of a lost pool
+        // came before the connection was there again: a node at rest never asked any more].
+        self.has_news = true;
         if matches!(out.ask, PoolAsk::Withdraw { .. })
             && let Some(withdrawal) = &mut self.withdrawal
         {

@@ -295,6 +295,28 @@ fn sold_out_is_final_only_by_what_the_pool_saw_at_once_and_until_a_new_generatio
 }
 
 /// † [Withdrawn in the pool, the node crashed, and the units were for sale in its books for ever.]
+/// † [A node at rest heard of a lost pool before it was connected again, and asked once, in vain.]
+#[test]
+fn news_that_could_not_be_followed_are_followed_once_the_pool_answers() {
+    let mut bed = Bed::open(60, 10, 50, 0);
+    // All is told, and nobody asks for units: only news make it look.
+    let told = PoolView { granted: 60, returned: 10, ..view(1) };
+    bed.now += 10_000;
+    assert_eq!(asked(&bed.look(50)), None);
+    assert_eq!(asked(&bed.on(E::News)), Some(PoolAsk::Tell));
+    for _ in 0..3 {
+        let refusal = Some(PoolRefusal::Unavailable("reset".into()));
+        assert_eq!(bed.answer(1, PoolAsk::Tell, None, refusal), []);
+        assert_eq!(bed.lease.pace(bed.now), Pace::Slow, "there is no hurry");
+        assert_eq!(asked(&bed.look(50)), None, "not at once");
+        bed.now += 1_000;
+        assert_eq!(asked(&bed.look(50)), Some(PoolAsk::Tell));
+    }
+    bed.answer(1, PoolAsk::Tell, Some(told), None);
+    bed.now += 1_000;
+    assert_eq!(asked(&bed.look(50)), None, "it rests again");
+}
+
 #[test]
 fn a_withdrawal_that_the_journal_does_not_know_is_found_with_its_key() {
     let home = HomeStanding { added: 1_000, withdrawn: 10, journals: None };
