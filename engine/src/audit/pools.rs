@@ -91,7 +91,7 @@ pub(super) fn compare(
     pools: &Pools,
 ) -> PoolFindings {
     let nodes: Vec<Node<'_>> = reports.iter().map(Node::of).collect();
-    let by_key = |pools: &'_ [Pool]| -> BTreeMap<Key, Pool> {
+    let by_key = |pools: &[Pool]| -> BTreeMap<Key, Pool> {
         pools.iter().map(|p| ((p.sale.clone(), p.sku.clone()), p.clone())).collect()
     };
     let (before, after) = (by_key(&pools.before), by_key(&pools.after));
@@ -124,10 +124,10 @@ pub(super) fn compare(
         }
         all.check_alone(pool);
         if is_still {
-            let items = nodes.iter().map(|node| node.items.get(key).map(|item| (node, *item)));
-            let in_touch =
-                items.map(|of| of.is_none_or(|(node, item)| node.is_in_touch(item))).all(|is| is);
-            all.check_still(pool, sum, in_touch);
+            let are_in_touch = nodes
+                .iter()
+                .all(|node| node.items.get(key).is_none_or(|item| node.is_in_touch(item)));
+            all.check_still(pool, sum, are_in_touch);
         }
     }
     for key in sums.keys().filter(|key| !after.contains_key(key)) {

@@ -60,6 +60,35 @@ fn a_redis_restarted_empty_is_rebuilt_by_itself_and_by_hand_and_sells_exactly_th
     (0..3).for_each(|at| mall.node(at).audit());
 }
 
+/// † [Each node heard that Redis was back before it was connected itself, asked once in vain, and
+/// sold on in an epoch that was gone.]
+#[test]
+fn a_pool_that_is_lost_while_nobody_buys_is_opened_again() {
+    let _turn = turn();
+    let servers = shared(Flavour::MySql);
+    let mut redis = Redis::start();
+    let (mut mall, _) = mall_on(servers, |site| redis.set(site));
+    selling(&mut mall);
+    for epoch in 2..=3 {
+        // At rest: what they hold is told, and no demand makes them ask.
+        for at in 0..3 {
+            let journal = mall.cluster(at)["nodes"][at]["journal"].clone();
+            let journal = journal.as_str().expect("a journal").to_owned();
+            let told = || {
+                let field = |name: &str| {
+                    let field = format!("{name}:{journal}");
+                    redis.order(&["HGET", "onrush:{s/cup}", &field]).expect("Redis runs")
+                };
+                field("g") != "Nil" && field("g") == field("a")
+            };
+            wait_until("its units are told", PATIENCE, told);
+        }
+        redis.kill();
+        redis.resume();
+        wait_until("open again", PATIENCE, || (0..3).all(|at| is_open(&mall, at, epoch)));
+    }
+}
+
 /// † [A rebuild with one node out of reach gave its units to the others.]
 #[test]
 fn a_rebuild_keeps_the_units_of_a_node_that_is_away_for_it_until_it_is_back() {
