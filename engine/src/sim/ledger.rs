@@ -290,7 +290,7 @@ impl Ledger {
             }
             Record::TotalSeen(r) => self.units(r.item).total = r.total,
             Record::ChangeSeen(r) => self.changes_seen.push((r.shard, r.sale.get(), r.change)),
-            _ => {}
+            Record::Imported(_) => {}
         }
     }
 

@@ -124,7 +124,10 @@ impl World {
         let Some(place) = &self.nodes[node].place else { return MemberId::new(from) };
         let map = place.map();
         let is_own = |member: &MemberId| map.owner(Slot::of(*member)).index() == node;
-        (from..).map(MemberId::new).find(is_own).expect("every node owns a part of the slots")
+        (from..=u64::MAX)
+            .map(MemberId::new)
+            .find(is_own)
+            .expect("every node owns a part of the slots")
     }
 
     /// Asks for something: where nodes share a sale, whichever of them; else this one.

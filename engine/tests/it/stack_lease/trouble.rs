@@ -78,11 +78,14 @@ fn a_redis_that_is_slow_by_seconds_holds_no_client_up_and_sells_exactly_the_stoc
     assert!(late > 0.0, "asks were given up");
 }
 
+/// Commands for Redis, in words.
+type Orders = &'static [&'static [&'static str]];
+
 #[test]
 fn a_redis_that_answers_with_errors_is_sold_without_and_gone_back_to() {
     const UNITS: u64 = 600;
     /// How Redis is made to refuse, and how that ends.
-    const ERRORS: [(&str, &[&[&str]], &[&[&str]]); 4] = [
+    const ERRORS: [(&str, Orders, Orders); 4] = [
         ("OOM", &[&["CONFIG", "SET", "maxmemory", "1"]], &[&["CONFIG", "SET", "maxmemory", "0"]]),
         (
             "NOREPLICAS",
@@ -108,7 +111,9 @@ fn a_redis_that_answers_with_errors_is_sold_without_and_gone_back_to() {
         let order = |words: &[&str]| {
             redis.order(words).unwrap_or_else(|e| panic!("{words:?}: {e}"));
         };
-        begin.iter().for_each(|words| order(words));
+        for words in begin {
+            order(words);
+        }
         for at in 0..3 {
             let held = free(&mall, at);
             let sold_here = sell_what_lies_at(&mall, at, error);
@@ -119,7 +124,9 @@ fn a_redis_that_answers_with_errors_is_sold_without_and_gone_back_to() {
                 lease_of(&mall, at)["state"] == "unreachable"
             });
         }
-        end.iter().for_each(|words| order(words));
+        for words in end {
+            order(words);
+        }
         for at in 0..3 {
             buy(&mall, at, &format!("after-{error}"), 1);
             sold += 1;

@@ -501,7 +501,7 @@ fn run(seed: u64, stats: &mut HashMap<&'static str, u64>) {
     for _ in 0..1_500 {
         world.step(How::Faulty);
     }
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         // Nothing else happens behind it that would have anybody look.
         world.forget();
     }
