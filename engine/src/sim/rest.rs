@@ -35,6 +35,7 @@ impl World {
         self.advance(u64::from(self.shape.hold_ttl_ms) * 5 / 4 + 2);
         self.run_until_quiet();
         self.check_equalities();
+        self.hear_of_everything();
         self.is_at_rest = true;
         self.use_up_limits();
         self.check_equalities();

@@ -140,6 +140,28 @@ impl World {
         }
     }
 
+    /// Runs until no node says "sold out" for good of what was added or came back elsewhere: whoever
+    /// was out of touch hears of it once it is back.
+    pub fn hear_of_everything(&mut self) {
+        for item in (0..self.shape.items.into()).map(ItemIndex::new) {
+            let mut looks = 0;
+            while let Some(node) = (0..self.nodes.len()).find(|node| self.is_deaf(*node, item)) {
+                looks += 1;
+                let never = "never hears that there are units again";
+                assert!(looks < LOOKS_MAX, "node {node} {never}: {}", self.describe(item));
+                self.advance(5);
+                self.run_until_quiet();
+            }
+        }
+    }
+
+    fn is_deaf(&self, node: usize, item: ItemIndex) -> bool {
+        let Some(up) = &self.nodes[node].up else { return false };
+        let all = self.units_of(node, item);
+        let is_over = all.confirmed + all.retired == all.total;
+        up.ready.core.stock.is_sold_out_finally(item) && !is_over
+    }
+
     /// Each node's side of an item, for the report of what went wrong.
     pub fn describe(&self, item: ItemIndex) -> String {
         let mut text = format!("at {} ms", self.now_ms);

@@ -80,7 +80,8 @@ impl Lease {
     }
 
     fn raise_granted(&mut self, asked: &PoolAsk, view: &PoolView, actions: &mut Vec<LeaseAction>) {
-        if view.granted <= self.granted {
+        let adds_up = planted::is(Bug::GrantAddsUp) && matches!(asked, PoolAsk::Grant { .. });
+        if view.granted <= self.granted && !adds_up {
             return;
         }
         // Before the record that needs it: I1 holds in every prefix of the journal.
@@ -89,7 +90,7 @@ impl Lease {
             actions.push(LeaseAction::RecordTotal(self.total));
         }
         self.granted = match *asked {
-            PoolAsk::Grant { from, .. } if planted::is(Bug::GrantAddsUp) => {
+            PoolAsk::Grant { from, .. } if adds_up => {
                 self.granted + view.granted.saturating_sub(from)
             }
             _ => view.granted,
