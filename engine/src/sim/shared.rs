@@ -140,8 +140,8 @@ impl World {
         }
     }
 
-    /// Runs until no node says "sold out" for good of what was added or came back elsewhere: whoever
-    /// was out of touch hears of it once it is back.
+    /// Runs until no node says "sold out" for good of what was added or came back elsewhere:
+    /// whoever was out of touch hears of it once it is back.
     pub fn hear_of_everything(&mut self) {
         for item in (0..self.shape.items.into()).map(ItemIndex::new) {
             let mut looks = 0;
