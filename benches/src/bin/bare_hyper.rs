@@ -50,7 +50,6 @@ fn main() -> std::io::Result<()> {
             tokio::task::spawn_local(async move {
                 // A client that goes away is the usual end of a connection.
                 let _ = http1::Builder::new()
-                    .pipeline_flush(true)
                     .max_buf_size(32 << 10)
                     .max_headers(64)
                     .serve_connection(TokioIo::new(stream), service_fn(answer))
