@@ -98,10 +98,28 @@ pub enum Bug {
     WatermarkApart,
     /// What this opening has shipped is taken for another copy's records.
     OwnTakenForCopy,
+    /// A snapshot gets its name before it is synced.
+    SnapshotUnsynced,
+    /// A segment goes when the newer snapshot covers it.
+    SegmentGoesByNewer,
+    /// A segment goes before the databases have what is in it.
+    SegmentGoesUnstored,
+    /// A segment goes as soon as it is covered.
+    GraceForgotten,
+    /// A slot's cut is the end of the frame that the slot was reported in.
+    CutOfWholeFrame,
+    /// Records that a slot's snapshot has are applied to it again.
+    ReplayBelowCut,
+    /// A snapshot that reaches beyond the journal's end is taken.
+    SnapshotBeyondEndTaken,
+    /// An operator's keys are not in the snapshot.
+    KeysNotInSnapshot,
+    /// A snapshot that was given up is waited for by the shards.
+    VisitLeftOpen,
 }
 
 impl Bug {
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 55] = [
         Self::SellBeforeLease,
         Self::GrantEntersTwice,
         Self::ReturnedStaySold,
@@ -148,6 +166,15 @@ impl Bug {
         Self::AckedOverFailed,
         Self::WatermarkApart,
         Self::OwnTakenForCopy,
+        Self::SnapshotUnsynced,
+        Self::SegmentGoesByNewer,
+        Self::SegmentGoesUnstored,
+        Self::GraceForgotten,
+        Self::CutOfWholeFrame,
+        Self::ReplayBelowCut,
+        Self::SnapshotBeyondEndTaken,
+        Self::KeysNotInSnapshot,
+        Self::VisitLeftOpen,
     ];
 }
 

@@ -21,7 +21,7 @@ use crate::journal::open::{journal_dir, snapshot_dir};
 use crate::journal::tail::{DurableMark, Tail};
 use crate::kernel::record::CONTROL;
 use crate::shard::core::Core;
-use crate::shard::message::{Message, SlotContent, SlotReport, Visitor};
+use crate::shard::message::{Message, SlotContent, SlotReport, Visit, Visitor};
 use crate::telemetry::figures::NodeFigures as _;
 use crate::units::{Incarnation, ItemIndex, JournalId, SLOT_COUNT, Seq};
 
@@ -104,12 +104,12 @@ impl LiveAudit {
     /// Every slot's digest and sums, and the control state's, each at its own cut.
     fn visit(&self) -> Result<Claims, CannotLook> {
         let (sender, reports) = unbounded::<SlotReport>();
-        let visitor = Arc::new(Visitor::new(false, CREDITS, move |report| {
+        let visit = Visit::new(Visitor::new(false, CREDITS, move |report| {
             // An audit that was given up hears no more.
             let _ = sender.send(report);
         }));
         for inbox in self.core.inboxes.iter() {
-            inbox.send(Message::Visit(Arc::clone(&visitor)));
+            inbox.send(Message::Visit(visit.visitor()));
         }
         let (control_in, control_out) = bounded(1);
         self.core.control.visit(move |report| {
@@ -122,7 +122,7 @@ impl LiveAudit {
         while claims.slots.len() < SLOT_COUNT {
             let SlotReport { slot, cut, content } =
                 reports.recv_timeout(REPORT_WITHIN).map_err(gave_up)?;
-            visitor.give_credit();
+            visit.give_credit();
             let SlotContent::Figures { digest, totals } = content else { continue };
             claims.slots.push(SlotClaim::reported(slot, cut, digest, &totals, "the node"));
         }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crate::planted::{self, Bug};
 use crate::units::{NodeTime, Seq};
 
 /// How far the journal is covered by others. Neither ever goes back.
@@ -58,7 +59,9 @@ impl Lifetime {
 
     /// The lowest segment, if it may be removed now.
     pub fn removable(&mut self, cover: Cover, now: NodeTime) -> Option<u64> {
-        let covered = cover.snapshots.min(cover.store);
+        let is_unasked = planted::is(Bug::SegmentGoesUnstored);
+        let store = if is_unasked { cover.snapshots } else { cover.store };
+        let covered = cover.snapshots.min(store);
         let ends = self.spans.iter().skip(1).map(|s| s.first_seq).collect::<Vec<_>>();
         for (span, next_first) in self.spans.iter_mut().zip(ends) {
             if next_first.get() > covered.get() + 1 {
@@ -68,7 +71,8 @@ impl Lifetime {
         }
         let oldest = self.spans.front()?;
         let covered_at = oldest.covered_at?;
-        (now >= covered_at.plus_ms(self.grace_ms)).then_some(oldest.segment)
+        let grace_ms = if planted::is(Bug::GraceForgotten) { 0 } else { self.grace_ms };
+        (now >= covered_at.plus_ms(grace_ms)).then_some(oldest.segment)
     }
 
     /// The lowest segment is gone.

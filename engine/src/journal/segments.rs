@@ -90,10 +90,14 @@ fn make<D: Disk>(
 }
 
 /// Removes a segment for good. Called from the lowest number up, one at a time, so that a crash
-/// in between leaves no gap.
+/// in between leaves no gap. Again where the directory could not be synced: it is gone already then
+/// [its removal failed for ever, and no segment behind it went any more].
 pub fn remove<D: Disk>(disk: &D, segment: u64) -> io::Result<()> {
     crash_point!(CrashPoint::SegmentBeforeRemove);
-    disk.remove(&name(segment))?;
+    match disk.remove(&name(segment)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
     crash_point!(CrashPoint::SegmentAfterRemove);
     disk.sync_dir()
 }

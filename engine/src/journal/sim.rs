@@ -207,6 +207,23 @@ impl SimDisk {
         fresh
     }
 
+    /// Another directory with what a power loss would surely leave of this one.
+    pub fn platter(&self) -> Self {
+        let state = self.lock();
+        let fresh = Self::new(0);
+        {
+            let mut new = fresh.lock();
+            new.names.clone_from(&state.names_kept);
+            new.names_kept.clone_from(&state.names_kept);
+            for inode in state.names_kept.values() {
+                let kept = state.inodes[inode].kept.clone();
+                let file = Inode { seen: kept.clone(), kept, dirty: BTreeSet::new() };
+                new.inodes.insert(*inode, file);
+            }
+        }
+        fresh
+    }
+
     /// What a reader sees of a file: for tests that look at the bytes.
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.lock();

@@ -26,6 +26,7 @@ use super::recovery;
 use crate::clock::Stamp;
 use crate::crash::CrashPoint;
 use crate::crash_point;
+use crate::planted::{self, Bug};
 use crate::units::{Incarnation, JournalId, NodeTime, Seq, Slot};
 
 /// The version this code writes, and the newest that it reads.
@@ -40,7 +41,8 @@ const FOOTER_MAGIC: [u8; 8] = *b"ONRSNPE\n";
 const PART_MAGIC: u32 = u32::from_le_bytes(*b"PART");
 const PART_HEAD_LEN: usize = 32;
 const COVER_AT: usize = 12;
-const CHUNK_LEN: usize = 1 << 20;
+/// What is written or read at once: no more, so that the journal's own writes wait for little.
+const CHUNK_LEN: usize = 128 * 1024;
 const SUFFIX: &str = ".snapshot";
 const UNFINISHED_SUFFIX: &str = ".snapshot.new";
 const DAMAGED_SUFFIX: &str = ".damaged";
@@ -194,7 +196,9 @@ impl<D: Disk> SnapshotWriter<D> {
         crash_point!(CrashPoint::SnapshotAfterWrite);
         self.write(&footer)?;
         self.flush()?;
-        self.file.sync().map_err(io("syncing", &self.unfinished))?;
+        if !planted::is(Bug::SnapshotUnsynced) {
+            self.file.sync().map_err(io("syncing", &self.unfinished))?;
+        }
         crash_point!(CrashPoint::SnapshotAfterSync);
         let name = name(self.number);
         self.disk.rename(&self.unfinished, &name).map_err(io("renaming", &name))?;
@@ -249,8 +253,21 @@ fn remove_old<D: Disk>(disk: &D) -> Result<(), JournalError> {
 }
 
 /// What the kept snapshots say of themselves, oldest first; their parts are not looked at.
+///
+/// One that cannot say it is not kept: it covers nothing, and is no reason not to start [a node
+/// whose older snapshot had lost its footer did not start, though the newer one was whole].
 pub fn kept<D: Disk>(disk: &D) -> Result<Vec<SnapshotInfo>, JournalError> {
-    list(disk)?.into_iter().map(|n| SnapshotReader::open(disk, n).map(|r| r.info)).collect()
+    let mut infos = Vec::new();
+    for number in list(disk)? {
+        match SnapshotReader::open(disk, number) {
+            Ok(reader) => infos.push(reader.info),
+            Err(error @ JournalError::SnapshotDamaged { .. }) => {
+                tracing::error!(%error, "a damaged snapshot covers nothing");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(infos)
 }
 
 /// Reads a snapshot's parts, each checked before it is given.

@@ -382,6 +382,12 @@ impl Shard {
     /// One slot of the walk under way.
     fn walk(&mut self) -> bool {
         let Some(walk) = self.walks.pop_front() else { return true };
+        if let SlotWalk::Visit(visitor) = &walk
+            && visitor.is_over()
+        {
+            self.walk_at = 0;
+            return false;
+        }
         if self.steps_with_room() < EXPIRY_BATCH {
             self.walks.push_front(walk);
             return true;
@@ -413,6 +419,13 @@ impl Shard {
             self.push_call(&[], 0, done);
         }
         false
+    }
+
+    /// The slot that a visit under way comes to next.
+    #[cfg(test)]
+    pub fn visits_next(&self) -> Option<Slot> {
+        let is_visit = matches!(self.walks.front(), Some(SlotWalk::Visit(_)));
+        self.owned.get(self.walk_at).copied().filter(|_| is_visit)
     }
 
     fn report(&mut self, slot: Slot, visitor: Arc<Visitor>) {

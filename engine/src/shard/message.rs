@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::catalog::SaleEntry;
 use crate::kernel::record::SaleChange;
 use crate::kernel::slot::SlotTotals;
+use crate::planted::{self, Bug};
 use crate::units::{SaleIndex, Seq, Slot};
 
 /// Called on the journal's thread once everything that the shard did before it is durable.
@@ -35,6 +36,8 @@ pub struct Visitor {
     pub with_bytes: bool,
     /// `AcqRel` against itself: a credit given back is the report's memory given back.
     credits: AtomicUsize,
+    /// Nobody waits for reports any more. Relaxed: a shard that sees it late reports in vain.
+    is_over: AtomicBool,
     /// Called on the journal's thread: must not wait.
     report: Box<dyn Fn(SlotReport) + Send + Sync>,
 }
@@ -45,7 +48,11 @@ impl Visitor {
         credits: usize,
         report: impl Fn(SlotReport) + Send + Sync + 'static,
     ) -> Self {
-        Self { with_bytes, credits: AtomicUsize::new(credits), report: Box::new(report) }
+        let (credits, is_over) = (AtomicUsize::new(credits), AtomicBool::new(false));
+        Self { with_bytes, credits, is_over, report: Box::new(report) }
+    }
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
     }
     /// Gives a report's credit back, once its memory is free.
     pub fn give_credit(&self) {
@@ -58,6 +65,32 @@ impl Visitor {
     }
     pub fn report(&self, report: SlotReport) {
         (self.report)(report);
+    }
+}
+
+/// The visitor's own end of a visit. Dropped, it ends the visit: whoever gave up, or has all.
+///
+/// † [A snapshot whose file could not be made left its walk without credits at the head of every
+/// shard's walks: no later snapshot came by, no sale's keys were dropped, until a restart.]
+pub struct Visit(Arc<Visitor>);
+
+impl Visit {
+    pub fn new(visitor: Visitor) -> Self {
+        Self(Arc::new(visitor))
+    }
+    /// For the shards.
+    pub fn visitor(&self) -> Arc<Visitor> {
+        Arc::clone(&self.0)
+    }
+    pub fn give_credit(&self) {
+        self.0.give_credit();
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let is_over = !planted::is(Bug::VisitLeftOpen);
+        self.0.is_over.store(is_over, Ordering::Relaxed);
     }
 }
 

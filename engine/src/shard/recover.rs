@@ -16,6 +16,7 @@ use crate::kernel::control::{ControlError, ControlState};
 use crate::kernel::record::{CONTROL, Record, RecordError, RecordHead};
 use crate::kernel::slot::ApplyError;
 use crate::kernel::slot::SlotState;
+use crate::planted::{self, Bug};
 use crate::units::{SLOT_COUNT, Seq, Slot};
 
 /// Why a node's state cannot be had from its data folder.
@@ -85,7 +86,7 @@ impl Loading {
             seq,
             error: RecordError::Field { kind: "any", field: "slot" },
         })?;
-        if seq > self.slot_cuts[slot.index()] {
+        if seq > self.slot_cuts[slot.index()] || planted::is(Bug::ReplayBelowCut) {
             state.apply_bytes(bytes).map_err(|error| RecoverError::Apply { seq, slot, error })?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -13,7 +14,7 @@ use super::control::{self, Control, ControlHandle, ControlParts, LeaseParts};
 use super::driver::{Shard, ShardParts, Turn};
 use super::events::SaleEvents;
 use super::inbox::{Inboxes, Request};
-use super::message::Message;
+use super::message::{Message, Visit, Visitor};
 use super::port::{PortShared, ReplyTo};
 use crate::clock::{ManualClock, NodeClock};
 use crate::journal::open::{JournalHandle, JournalOptions, Opened};
@@ -152,6 +153,29 @@ impl World {
 
 fn is_idle(turn: Turn) -> bool {
     matches!(turn, Turn::Idle(_))
+}
+
+/// † [`Visit`]
+#[test]
+fn a_visit_that_was_given_up_is_in_nobodys_way() {
+    let mut world = World::new();
+    let given_up = Visit::new(Visitor::new(false, 3, |_| {}));
+    world.inboxes.get(0).send(Message::Visit(given_up.visitor()));
+    let waits =
+        |world: &mut World, turn| is_idle(turn) && world.shard.visits_next() == Some(Slot::new(3));
+    world.until("out of credits", waits);
+    let reports = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&reports);
+    let next = Visit::new(Visitor::new(false, SLOT_COUNT, move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    }));
+    world.inboxes.get(0).send(Message::Visit(next.visitor()));
+    world.until("the next one waits behind it", waits);
+    drop(given_up);
+    world.until("the next one", |_, _| reports.load(Ordering::Relaxed) == SLOT_COUNT);
+    let World { control, shard, journal, .. } = world;
+    drop((control.into_state(), shard.into_state()));
+    journal.stop().unwrap();
 }
 
 #[test]

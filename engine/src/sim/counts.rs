@@ -3,11 +3,14 @@
 use super::redis::NetCounts;
 use super::router::RouteCounts;
 use super::ship::ShipCounts;
+use super::snapshots::SnapshotCounts;
 
 /// What a run came by, so that a test can see that everything did happen.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Counts {
     pub steps: u64,
+    /// How long the worlds were, by their own clocks.
+    pub virtual_ms: u64,
     pub answers: u64,
     pub redemptions: u64,
     pub replays: u64,
@@ -23,13 +26,16 @@ pub struct Counts {
     pub net: NetCounts,
     pub routes: RouteCounts,
     pub ship: ShipCounts,
+    pub snapshots: SnapshotCounts,
 }
 
 impl Counts {
-    fn all(&mut self) -> [(&'static str, &mut u64); 38] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 45] {
         let (net, routes, ship) = (&mut self.net, &mut self.routes, &mut self.ship);
+        let snapshots = &mut self.snapshots;
         [
             ("steps", &mut self.steps),
+            ("virtual milliseconds", &mut self.virtual_ms),
             ("answers", &mut self.answers),
             ("redemptions", &mut self.redemptions),
             ("replays", &mut self.replays),
@@ -67,6 +73,12 @@ impl Counts {
             ("databases set back", &mut ship.restored),
             ("crashes of persist", &mut ship.crashes),
             ("zombies", &mut ship.zombies),
+            ("snapshots", &mut snapshots.taken),
+            ("snapshots given up", &mut snapshots.given_up),
+            ("starts from a snapshot", &mut snapshots.used),
+            ("damaged snapshots put aside", &mut snapshots.put_aside),
+            ("journals refused for a snapshot", &mut snapshots.refused),
+            ("segments that went", &mut snapshots.segments),
         ]
     }
 

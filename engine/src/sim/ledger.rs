@@ -1,11 +1,13 @@
 //! The simulation's own books: folded record by record from what is durable, with sums of its own.
 //!
 //! They share the record decoder with the engine, and no arithmetic. Each record is checked against
-//! them as it becomes durable; what clients are told is checked against them as it is told.
+//! them as it becomes durable; what clients are told is checked against them as it is told. What is
+//! in them need not be in the journal any more.
 
 use std::collections::BTreeMap;
 
 use super::database::Rows;
+use super::model::Model;
 use crate::kernel::command::RedemptionState as State;
 use crate::kernel::record::{Record, RecordHead, SaleChange};
 use crate::ship::partition::Partition;
@@ -97,6 +99,7 @@ pub struct Ledger {
     issued: u64,
     /// Per partition, each record of it, and what they come to up to it.
     streams: BTreeMap<Partition, Vec<(u64, Rows)>>,
+    pub model: Model,
 }
 
 impl Ledger {
@@ -110,7 +113,8 @@ impl Ledger {
         while !bytes.is_empty() {
             let RecordHead { length, slot, .. } =
                 RecordHead::peek(bytes).expect("a durable record");
-            let mark = xxhash_rust::xxh3::xxh3_64(&bytes[..length]);
+            let whole = &bytes[..length];
+            let mark = xxhash_rust::xxh3::xxh3_64(whole);
             let (_, record) = Record::take(&mut bytes).expect("a durable record");
             let place = seq as usize - 1;
             if let Some(known) = self.records.get(place) {
@@ -124,6 +128,7 @@ impl Ledger {
                     stream.last().map_or_else(Rows::default, |(_, rows)| *rows);
                 stream.push((seq, Rows { count: count + 1, sum: sum.wrapping_add(mark) }));
                 self.apply(seq, &record);
+                self.model.take(slot, &record, whole);
             }
             seq += 1;
         }

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use super::killed::{self, Killed};
+use super::killed::{self, Armed, Killed};
 use super::ledger::Ledger;
 use super::place::{ClaimTable, Place};
 use super::plan::{End, Shape};
 use super::redis::{Peer, SimRedis};
+use super::snapshots::Snapshots;
 use crate::clock::{ManualClock, NodeClock};
 use crate::cluster::claims::{Claim, ClaimError};
 use crate::http::worker::Ready;
@@ -22,7 +23,7 @@ use crate::journal::open::{JournalOptions, Opened};
 use crate::journal::parts::JournalParts;
 use crate::journal::ring::RingOptions;
 use crate::journal::sim::{Fault, SimDisk};
-use crate::journal::tail::Tail;
+use crate::journal::tail::{RecordRun, Tail};
 use crate::journal::{DiskState, DurableMark, JournalError, MarkOptions};
 use crate::kernel::state::KernelLimits;
 use crate::shard::catalog::CatalogView;
@@ -37,6 +38,7 @@ use crate::shard::message::Message;
 use crate::shard::port::{Port, PortShared};
 use crate::shard::recover::{self, RecoverError};
 use crate::shard::resume;
+use crate::shard::snapshotter::Snapshotter;
 use crate::stock::authority::{Embedded, StockAuthority};
 use crate::stock::gauges::{LeaseBoard, UnitGauges};
 use crate::stock::lease::{Halt, LeaseRules};
@@ -56,13 +58,14 @@ const TICKETS: usize = 64;
 pub struct Up {
     pub ready: Rc<Ready>,
     port_run: Pin<Box<dyn Future<Output = ()>>>,
-    journal: JournalParts<Completions, SimDisk>,
+    pub journal: JournalParts<Completions, SimDisk>,
+    pub snapshotter: Option<Snapshotter<SimDisk>>,
     tail: Tail<SimDisk>,
     control: Option<Control>,
     control_handle: ControlHandle,
     pub board: Arc<LeaseBoard>,
-    shards: Vec<Option<Shard>>,
-    is_draining: bool,
+    pub shards: Vec<Option<Shard>>,
+    pub is_draining: bool,
     /// Its claim of slots is made, and not on record yet: it takes no requests.
     unrecorded: Option<Claim>,
     pub clock: Arc<NodeClock>,
@@ -81,33 +84,37 @@ impl Up {
 pub struct Node {
     pub time: Arc<ManualClock>,
     pub disk: SimDisk,
-    snapshots: SimDisk,
+    /// On a disk of the same machine, where there are any.
+    pub snapshots: Snapshots,
     pub ledger: Ledger,
     pub up: Option<Up>,
     /// In virtual time.
     pub start_at_ms: u64,
     /// Crash points to pass before it ends, and how it ends then.
-    pub crash_in: Option<(u32, End)>,
+    pub crash_in: Option<Armed>,
     /// What a turn came to that its node does not survive.
     pub dying: Option<End>,
     journal: JournalId,
     last_incarnation: u32,
     last_node_time: u64,
     /// Nobody has broken its disk since it last was well.
-    is_disk_well: bool,
-    shape: Shape,
+    pub is_disk_well: bool,
+    pub shape: Shape,
     index: usize,
     /// Where nodes share a pool.
     redis: Option<SimRedis>,
     /// Why the process had to end by itself.
     halted: Arc<Mutex<Option<Halt>>>,
     /// Copies of the data folder as it was, the newest first.
-    copies: VecDeque<SimDisk>,
+    copies: VecDeque<Folder>,
     /// The data folder itself, while a copy runs in its place.
-    aside: Option<SimDisk>,
+    aside: Option<Folder>,
     /// Among others, where nodes share a sale.
     pub place: Option<Place>,
 }
+
+/// A data folder: the journal's disk, and the snapshots'.
+type Folder = (SimDisk, SimDisk);
 
 /// Why a node does not start.
 enum StartError {
@@ -162,7 +169,7 @@ impl Node {
         Self {
             time: Arc::new(ManualClock::new(EPOCH_MS)),
             disk: SimDisk::new(seed),
-            snapshots: SimDisk::new(seed ^ 0xff),
+            snapshots: Snapshots::new(seed ^ 0xff),
             ledger: Ledger::default(),
             up: None,
             start_at_ms: 0,
@@ -210,8 +217,20 @@ impl Node {
     pub fn put_empty(&mut self) {
         let Some(place) = &mut self.place else { return };
         place.disk_is_empty();
-        let empty = SimDisk::new(self.shape.seed ^ 0xe0);
-        self.aside = Some(std::mem::replace(&mut self.disk, empty));
+        let empty = |salt| SimDisk::new(self.shape.seed ^ salt);
+        let folder = (empty(0xe0), empty(0xe1));
+        self.aside = Some(self.put_folder(folder));
+    }
+
+    /// Puts a data folder in the place of the one that is there.
+    fn put_folder(&mut self, (journal, snapshots): Folder) -> Folder {
+        let journal = std::mem::replace(&mut self.disk, journal);
+        (journal, std::mem::replace(&mut self.snapshots.disk, snapshots))
+    }
+
+    /// Whether its machine has lost power.
+    pub fn is_dead(&self) -> bool {
+        self.disk.is_dead() || self.snapshots.disk.is_dead()
     }
 
     fn peer(&self) -> Peer {
@@ -220,8 +239,8 @@ impl Node {
 
     /// Copies the data folder, as it is now.
     pub fn keep_copy(&mut self) {
-        if !self.is_copy() && !self.disk.is_dead() {
-            self.copies.push_front(self.disk.copy());
+        if !self.is_copy() && !self.is_dead() {
+            self.copies.push_front((self.disk.copy(), self.snapshots.disk.copy()));
             self.copies.truncate(COPIES_MAX);
         }
     }
@@ -229,7 +248,7 @@ impl Node {
     /// Puts the oldest copy into the folder's place; whether there is one. The node is down.
     pub fn put_copy(&mut self) -> bool {
         let Some(copy) = self.copies.pop_back() else { return false };
-        self.aside = Some(std::mem::replace(&mut self.disk, copy));
+        self.aside = Some(self.put_folder(copy));
         true
     }
 
@@ -254,14 +273,17 @@ impl Node {
         (redis.authority(self.peer(), control.clone()), lease)
     }
 
-    fn options(&self) -> JournalOptions {
+    pub fn options(&self) -> JournalOptions {
         let (segment_bytes, entry_count, byte_count) = match self.shape.ring {
+            0 if self.shape.snapshots && !self.shape.forgets() => (SEGMENT_BYTES, LARGE.1, LARGE.2),
+            0 if self.shape.snapshots => (2 * SEGMENT_BYTES, LARGE.1, LARGE.2),
             0 => LARGE,
             ring => (SEGMENT_BYTES, ring.into(), RING_BYTES),
         };
         JournalOptions {
             segment_bytes,
             max_bytes: 64 << 20,
+            grace: Duration::from_millis(self.shape.grace_ms()),
             ring: RingOptions { entry_count, byte_count },
             marks: MarkOptions {
                 prove_after: Duration::from_millis(15),
@@ -301,7 +323,7 @@ impl Node {
         let is_empty = self.place.as_ref().is_some_and(Place::is_disk_empty);
         let made = if is_empty { journal_of(0x1000 + self.index) } else { self.journal };
         let opened = Opened::on_as(&self.disk, None, self.options(), self.time.clone(), made)?;
-        let recovered = recover::recover(&opened, &self.snapshots, &Readiness::default())?;
+        let recovered = recover::recover(&opened, &self.snapshots.disk, &Readiness::default())?;
         let (clock, id) = (Arc::clone(opened.clock()), opened.journal());
         let (incarnation, last) = (opened.incarnation().get(), opened.last_seq().get());
         if !self.is_copy() {
@@ -310,6 +332,13 @@ impl Node {
             assert!(clock.now().get() >= self.last_node_time, "node time goes on");
             let known = self.ledger.last();
             assert!(last >= known, "I2: {last} records, {known} durable");
+            let mut tail = opened.replay(opened.first_seq())?;
+            while let Some(run) = tail.next()? {
+                self.take(&run);
+            }
+            assert_eq!(self.ledger.last(), last, "I11: what the journal has");
+            self.ledger.check_recovered(&recovered);
+            self.started_from(&recovered, clock.now());
         }
 
         let unrecorded = match &mut self.place {
@@ -378,11 +407,12 @@ impl Node {
         let node_clock = Arc::clone(&clock);
         let core = Core::new(catalog, stock, gate, inboxes, events, clock, control_handle, ports);
         let ready = Rc::new(Ready { core: Arc::new(core), port });
-        let tail = journal.tail(Seq::new(1))?;
-        Ok(Up {
+        let tail = journal.tail(last_at_start.next())?;
+        let mut up = Up {
             ready,
             port_run,
             journal,
+            snapshotter: None,
             tail,
             control: Some(control),
             control_handle: handle,
@@ -393,7 +423,11 @@ impl Node {
             clock: node_clock,
             incarnation: opened_as,
             last_at_start,
-        })
+        };
+        if self.shape.snapshots {
+            up.snapshotter = Some(self.snapshotter(&up, id, recovered.snapshot)?);
+        }
+        Ok(up)
     }
 
     /// What was durable is there again, and the lines hold exactly what the records leave free.
@@ -413,35 +447,42 @@ impl Node {
         up.ready.core.gate.set(Admission::All);
     }
 
+    /// Takes what is durable into the books.
+    fn take(&mut self, run: &RecordRun<'_>) {
+        if run.last_seq().get() > self.ledger.last() {
+            assert!(run.stamp.node.get() >= self.last_node_time, "node time goes on");
+            self.last_node_time = run.stamp.node.get();
+        }
+        self.ledger.take(run.first_seq.get(), run.records);
+    }
+
     /// Reads what has become durable into the books.
     pub fn follow(&mut self) {
         if self.is_copy() {
             return;
         }
-        let Some(up) = self.up.as_mut().filter(|_| !self.disk.is_dead()) else { return };
-        while let Some(run) = up.tail.next().expect("what is durable can be read") {
-            if run.last_seq().get() > self.ledger.last() {
-                assert!(run.stamp.node.get() >= self.last_node_time, "node time goes on");
-                self.last_node_time = run.stamp.node.get();
-            }
-            self.ledger.take(run.first_seq.get(), run.records);
+        let is_dead = self.disk.is_dead();
+        let Some(mut up) = self.up.take() else { return };
+        while !is_dead && let Some(run) = up.tail.next().expect("what is durable can be read") {
+            self.take(&run);
         }
+        self.up = Some(up);
         if let Some(redis) = &self.redis {
             redis.prove(self.index, &self.ledger.items);
         }
     }
 
     /// Runs a turn that a crash may interrupt, or that may end the process itself.
-    fn guarded<R>(&mut self, turn: impl FnOnce(&mut Self) -> R) -> Result<R, End> {
+    pub fn guarded<R>(&mut self, turn: impl FnOnce(&mut Self) -> R) -> Result<R, End> {
         let armed = self.crash_in;
-        if let Some((count, _)) = armed {
-            killed::arm(count);
+        if let Some(armed) = armed {
+            killed::arm(armed);
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| turn(self)));
         let left = killed::disarm();
         match outcome {
             Ok(value) => {
-                self.crash_in = armed.map(|(_, end)| (left, end));
+                self.crash_in = armed.map(|armed| Armed { count: left, ..armed });
                 Ok(value)
             }
             Err(payload) if payload.is::<Killed>() => {
@@ -450,7 +491,7 @@ impl Node {
                     assert!(self.is_copy(), "{why:?}: by the newest of all data folders");
                     self.redis.as_ref().expect("only who shares is halted").copy_refused();
                 }
-                Err(armed.map_or(End::Kill, |(_, end)| end))
+                Err(armed.map_or(End::Kill, |armed| armed.end))
             }
             Err(payload) => resume_unwind(payload),
         }
@@ -466,16 +507,14 @@ impl Node {
             place.ended();
         }
         // What a copy did is gone with it.
-        if let Some(disk) = self.aside.take() {
-            self.disk = disk;
+        if let Some(folder) = self.aside.take() {
+            self.put_folder(folder);
         }
-        let is_dead = self.disk.is_dead();
-        self.disk = match end {
-            End::Power => self.disk.restart(),
-            End::Kill if is_dead => self.disk.restart(),
-            End::Kill => self.disk.process_restart(),
-        };
-        self.disk.heal();
+        let is_power_loss = end == End::Power || self.is_dead();
+        for disk in [&mut self.disk, &mut self.snapshots.disk] {
+            *disk = if is_power_loss { disk.restart() } else { disk.process_restart() };
+            disk.heal();
+        }
         self.is_disk_well = true;
         (self.crash_in, self.dying) = (None, None);
     }
@@ -584,6 +623,7 @@ impl Node {
         self.crash_in = None;
         self.start_at_ms = 0;
         self.disk.heal();
+        self.snapshots.disk.heal();
         self.is_disk_well = true;
     }
 

@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use super::database::CommitFault;
 use super::ship::ShipFault;
+use super::snapshots::POINTS;
 use super::topic::TopicWeather;
-use crate::journal::sim::SimRng;
+use crate::journal::sim::{Fault, SimRng};
 
 /// How large a world is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,9 +31,18 @@ pub struct Shape {
     pub closes_ms: u32,
     /// Whether the nodes ship what is durable, to databases that are checked.
     pub ships: bool,
+    /// Whether they take snapshots, and segments go.
+    pub snapshots: bool,
+    /// After so long one is due, unless an operator wants one.
+    pub snapshot_every_ms: u64,
 }
 
 impl Shape {
+    /// Whether the keys of the sale are dropped while it is looked at.
+    pub fn forgets(&self) -> bool {
+        self.key_retention_ms < 1_000
+    }
+
     /// The home of a sale that nodes share.
     pub fn home(&self) -> usize {
         self.seed as usize / 2 % usize::from(self.nodes)
@@ -224,6 +234,30 @@ pub enum Act {
         ms: u16,
     },
     Ship(ShipFault),
+    /// An operator wants a snapshot.
+    Snapshot {
+        node: u8,
+    },
+    /// A crash at a point that snapshots come by, or segments that go.
+    CrashAtPoint {
+        node: u8,
+        end: End,
+        point: u8,
+    },
+    /// The `nth` operation from now on of the snapshots' disk fails, or is its last one.
+    BreakSnapshots {
+        node: u8,
+        nth: u8,
+        fault: Fault,
+    },
+    /// The newest snapshot is damaged on the disk.
+    RotSnapshot {
+        node: u8,
+    },
+    /// The journal as it was before the newest snapshot is started with it.
+    OlderJournal {
+        node: u8,
+    },
 }
 
 /// An act, and how long the world runs on before the next one.
@@ -241,21 +275,25 @@ pub struct Plan {
 }
 
 /// How often each kind of act comes, in a plan that has no taste.
-const WEIGHTS: [u64; 35] = [
+const WEIGHTS: [u64; 40] = [
     30, 12, 8, 6, 4, 2, 2, 4, 1, 2, 8, 3, 4, 2, 3, 1, 1, 3, 2, 6, 4, 3, 2, 5, 6, 4, 3, 1, 3, 6, 3,
-    5, 8, 5, 4,
+    5, 8, 5, 4, 10, 5, 4, 3, 2,
 ];
 const KINDS: usize = WEIGHTS.len();
 /// These come in worlds with a shared pool only.
 const SHARED_KINDS: Range<usize> = 19..29;
 /// And these in worlds that ship.
-const SHIP_KINDS: Range<usize> = 29..KINDS;
+const SHIP_KINDS: Range<usize> = 29..35;
+/// And these where there are snapshots.
+const SNAPSHOT_KINDS: Range<usize> = 35..KINDS;
 
 impl Plan {
     /// The plan of a seed: a world, and acts of kinds that the seed prefers.
     pub fn of(seed: u64) -> Self {
         let mut rng = SimRng::new(seed ^ 0x5eed_0f0f);
         let stock = 1 + rng.below(8) as u8;
+        let snapshots = seed / 4 % 5 == 2;
+        let forgetting = if snapshots { 6 } else { 1 };
         let shape = Shape {
             seed,
             nodes: 1 + (rng.below(4) / 2) as u8 + rng.below(2) as u8,
@@ -266,14 +304,16 @@ impl Plan {
             limit: 1 + rng.below(4) as u8,
             price: [1, 10, 40][rng.below(3) as usize],
             hold_ttl_ms: [5, 50, 400][rng.below(3) as usize],
-            key_retention_ms: if rng.below(60) == 0 { 200 } else { 1 << 40 },
+            key_retention_ms: if rng.below(60) < forgetting { 200 } else { 1 << 40 },
             ring: [4, 8, 64][rng.below(3) as usize],
             is_shared: seed % 2 == 1,
             closes_ms: 20_000,
             ships: seed / 2 % 2 == 1,
+            snapshots,
+            snapshot_every_ms: if seed / 20 % 4 == 1 { 2_000 } else { 1 << 40 },
         };
-        let mut shape =
-            Shape { ring: if shape.key_retention_ms < 1_000 { 0 } else { shape.ring }, ..shape };
+        let has_walks = shape.forgets() || snapshots;
+        let mut shape = Shape { ring: if has_walks { 0 } else { shape.ring }, ..shape };
         if shape.is_shared {
             shape.nodes = if rng.below(8) == 0 { 2 } else { 3 };
             shape.clients = 3 + rng.below(6) as u8;
@@ -286,12 +326,17 @@ impl Plan {
         let mut weights = [0; KINDS];
         for kind in 0..KINDS {
             let is_known = (shape.is_shared || !SHARED_KINDS.contains(&kind))
-                && (shape.ships || !SHIP_KINDS.contains(&kind));
+                && (shape.ships || !SHIP_KINDS.contains(&kind))
+                && (shape.snapshots || !SNAPSHOT_KINDS.contains(&kind));
             if is_known {
                 weights[kind] = WEIGHTS[kind] * [0, 1, 1, 3][rng.below(4) as usize];
             }
         }
         weights[0] = weights[0].max(20);
+        if shape.snapshots {
+            let taking = SNAPSHOT_KINDS.start;
+            weights[taking] = weights[taking].max(WEIGHTS[taking]);
+        }
         let count = 20 + rng.below(100);
         let steps = (0..count).map(|_| step(&mut rng, &shape, &weights)).collect();
         Self { shape, steps }
@@ -349,6 +394,7 @@ fn step(rng: &mut SimRng, shape: &Shape, weights: &[u64; KINDS]) -> Step {
             Act::Order { node, order, item }
         }
         _ if SHARED_KINDS.contains(&kind) => shared_act(rng, kind, node, item),
+        _ if SNAPSHOT_KINDS.contains(&kind) => snapshot_act(rng, kind, node, end),
         _ => Act::Ship(ship_fault(rng, kind)),
     };
     let turns = rng.below(16) * rng.below(4) * if shape.is_shared { 3 } else { 1 };
@@ -386,6 +432,21 @@ fn shared_act(rng: &mut SimRng, kind: usize, node: u8, item: u8) -> Act {
         26 => Act::EditMap { node, pick: rng.below(3) as u8 },
         27 => Act::EmptyDisk { node },
         _ => Act::CutNodes { node, ms },
+    }
+}
+
+/// What happens only where there are snapshots.
+fn snapshot_act(rng: &mut SimRng, kind: usize, node: u8, end: End) -> Act {
+    match kind {
+        35 => Act::Snapshot { node },
+        36 => Act::CrashAtPoint { node, end, point: rng.below(POINTS.len() as u64) as u8 },
+        37 => {
+            let nth = rng.below(9) as u8;
+            let fault = if rng.below(3) == 0 { Fault::PowerLoss } else { Fault::Error };
+            Act::BreakSnapshots { node, nth, fault }
+        }
+        38 => Act::RotSnapshot { node },
+        _ => Act::OlderJournal { node },
     }
 }
 

@@ -1,5 +1,6 @@
 //! The end of every run: everything is healed, the world comes to rest, and must add up exactly.
 
+use super::node::Node;
 use super::plan::{End, Order};
 use super::router::Call;
 use super::world::{Asked, Wish, World};
@@ -49,6 +50,7 @@ impl World {
         self.check_equalities();
         // Once by those who shipped so far, and once by those who begin where the databases are.
         self.ship_everything();
+        self.let_segments_go();
         for node in &mut self.nodes {
             node.drain();
         }
@@ -67,6 +69,35 @@ impl World {
             self.counts.keys_dropped += sales.count() as u64;
             let expired = ledger.redemptions.values().filter(|r| r.state == State::Expired);
             self.counts.expired += expired.count() as u64;
+        }
+    }
+
+    /// Twice a snapshot of everything: then no segment stays but the one that is written to, and
+    /// the one behind it. Leases may write a little meanwhile.
+    fn let_segments_go(&mut self) {
+        if !self.shape.snapshots {
+            return;
+        }
+        for look in 0.. {
+            for _ in 0..2 {
+                let before: Vec<u64> =
+                    self.nodes.iter().map(|node| node.snapshots.counts.taken).collect();
+                self.nodes.iter_mut().for_each(Node::want_snapshot);
+                self.run_until_quiet();
+                for (node, before) in self.nodes.iter().zip(before) {
+                    assert!(node.snapshots.counts.taken > before, "no snapshot is taken any more");
+                }
+            }
+            self.ship_everything();
+            for _ in 0..2 {
+                self.advance(self.shape.grace_ms() * 5 / 4 + 2);
+                self.run_until_quiet();
+            }
+            let Some(node) = self.nodes.iter().find(|node| node.segment_count() > 2) else {
+                return;
+            };
+            let count = node.segment_count();
+            assert!(look < 3, "{count} segments stay: {}", node.snapshots.describe());
         }
     }
 

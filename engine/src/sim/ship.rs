@@ -24,6 +24,7 @@ use crate::clock::{Clock as _, ManualClock};
 use crate::journal::sim::{SimDisk, SimRng};
 use crate::persist::lost_tail::Opening;
 use crate::persist::status::PersistStatus;
+use crate::persist::store::Stream;
 use crate::persist::watch;
 use crate::persist::writer::{Next, ShardWriter, WriterSettings};
 use crate::ship::kafka::consume::KafkaLog;
@@ -138,6 +139,8 @@ pub struct Shipping {
     layout: Layout,
     /// Whether walks over all slots come.
     is_large: bool,
+    /// Whether the journals' segments go: then no database is set back to before them.
+    lets_segments_go: bool,
     topic: SimTopic,
     databases: Vec<Database>,
     shippers: Vec<Option<Shipper>>,
@@ -157,7 +160,8 @@ impl Shipping {
         let process_count = 1 + (seed / 16 % 2) as usize;
         let mut shipping = Self {
             layout,
-            is_large: shape.ring == 0,
+            is_large: shape.forgets(),
+            lets_segments_go: shape.snapshots,
             topic: SimTopic::new(Arc::clone(&clock)),
             clock,
             shippers: (0..node_count).map(|_| None).collect(),
@@ -233,7 +237,7 @@ impl Shipping {
             ShipFault::DatabaseAway { shard, ms } => database(shard).stop(ms.into()),
             ShipFault::KeepCopy { shard } => database(shard).keep_copy(),
             ShipFault::Restore { shard } => {
-                let is_back = database(shard).restore();
+                let is_back = !self.lets_segments_go && database(shard).restore();
                 self.counts.restored += u64::from(is_back);
             }
             ShipFault::Wait { ms } => self.advance(ms.into()),
@@ -413,6 +417,24 @@ impl Shipping {
         is_busy
     }
 
+    /// What a node knows to be in all databases.
+    pub fn stored_through(&self, at: usize) -> u64 {
+        let through = |shipper: &Shipper| shipper.status.persisted_through().get();
+        self.shippers[at].as_ref().map_or(0, through)
+    }
+
+    /// Everything of a journal below `first` is in the databases.
+    pub fn check_has(&self, node: &Node, first: u64) {
+        for database in &self.databases {
+            for partition in database.partitions() {
+                let stream = Stream { journal: node.journal(), partition };
+                let stored = database.stands(stream).0.seq.get();
+                let last = node.ledger.seqs_of(partition).take_while(|seq| *seq < first).last();
+                assert!(last.unwrap_or(0) <= stored, "I9: {stream:?} has {stored}, of {last:?}");
+            }
+        }
+    }
+
     fn gather_alarms(&mut self, at: usize) {
         for alarm in self.processes[at].status.alarms() {
             let is_told = alarm.contains("a restored backup or a lagging replica");
@@ -517,7 +539,7 @@ impl Shipping {
             for partition in database.partitions() {
                 for node in nodes {
                     let journal = node.journal();
-                    let stream = crate::persist::store::Stream { journal, partition };
+                    let stream = Stream { journal, partition };
                     let (watermark, rows) = database.stands(stream);
                     let due = node.ledger.rows_through(partition, node.ledger.last());
                     if rows != due {
@@ -527,6 +549,12 @@ impl Shipping {
                         ));
                     }
                 }
+            }
+        }
+        for (at, node) in nodes.iter().enumerate().filter(|_| self.lets_segments_go) {
+            let (through, last) = (self.stored_through(at), node.ledger.last());
+            if through < last {
+                return Err(format!("node {at} knows of {through}, of {last}{}", self.describe()));
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::counts::Counts;
 use super::plan::{Act, Order, Plan, RedisFault, Shape, Step};
 use super::{run, shrink};
+use crate::clock::{Clock as _, RealClock};
 use crate::planted::{self, Bug};
 
 /// Seeds in the normal run.
@@ -77,6 +78,18 @@ fn first_failure(seeds: u64, bug: Option<Bug>) -> Result<Counts, u64> {
     }
 }
 
+/// How fast it went: for people, as no machine is as fast as the next.
+fn pace(seeds: u64, virtual_ms: u64, wall_ns: u64) -> String {
+    let wall_ms = (wall_ns / 1_000_000).max(1);
+    let (per_second, times) = (seeds * 1_000 / wall_ms, virtual_ms / wall_ms);
+    format!(
+        "{} s of virtual time in {} s: {times} times as fast as wall time, {per_second} seeds a \
+         second",
+        virtual_ms / 1_000,
+        wall_ms / 1_000,
+    )
+}
+
 #[test]
 fn no_seed_breaks_the_real_code() {
     if let Some(seed) = from_env("ONRUSH_SIM_SEED") {
@@ -86,9 +99,11 @@ fn no_seed_breaks_the_real_code() {
         return;
     }
     let seeds = from_env("ONRUSH_SIM_SEEDS").unwrap_or(SEEDS);
+    let clock = RealClock::new();
     match first_failure(seeds, None) {
         Ok(counts) => {
             println!("{seeds} seeds: {counts:?}");
+            println!("{}", pace(seeds, counts.virtual_ms, clock.monotonic_ns()));
             counts.assert_that_everything_happened();
         }
         Err(seed) => panic!("{}", one_seed(seed, None).expect_err("it fails each time")),
@@ -127,6 +142,7 @@ fn every_planted_bug_is_found() {
 /// replica takes over, and then comes back with nothing. Nobody runs out of units meanwhile.
 fn added_and_forgotten(seed: u64) -> Plan {
     let shape = Shape { is_shared: true, ships: false, stock: 30, ..Plan::of(seed).shape };
+    let shape = Shape { snapshots: false, ring: 8, ..shape };
     let shape = Shape { seed: seed | 1, nodes: 3, items: 1, closes_ms: 600_000, ..shape };
     let acts = [
         (Act::Sleep { ms: 60 }, 250),

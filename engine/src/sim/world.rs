@@ -8,11 +8,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::counts::Counts;
+use super::killed::Armed;
 use super::node::{Did, EPOCH_MS, Node, Up};
 use super::plan::{Act, End, Order, Plan, Shape, Step};
 use super::redis::SimRedis;
 use super::router::{Call, Routes};
 use super::ship::Shipping;
+use super::snapshots::{POINTS, SnapshotCounts};
 use crate::cluster::claims::Claim;
 use crate::cluster::map::sale_slot;
 use crate::http::problem::Problem;
@@ -23,7 +25,7 @@ use crate::kernel::control::{ControlCommand, ControlOutcome, SlotClaim};
 use crate::kernel::definition::ValidSale;
 use crate::kernel::record::{AdminNote, SaleChange};
 use crate::shard::gate::Unavailable;
-use crate::units::{ItemIndex, KeyHash, MemberId, Points, Quantity, SaleIndex, Slot};
+use crate::units::{ItemIndex, KeyHash, MemberId, Points, Quantity, SLOT_COUNT, SaleIndex, Slot};
 
 /// The one sale of a world, its number on every node.
 pub const SALE: SaleIndex = SaleIndex::new(0);
@@ -86,6 +88,9 @@ pub enum Answer {
     Shard(Result<Outcome, Unavailable>),
     Control(Result<ControlOutcome, Unavailable>),
 }
+
+/// Behind this number of a turn, so many slots of a walk.
+const WALK: u64 = 1 << 32;
 
 type Answering = Pin<Box<dyn Future<Output = Answer>>>;
 
@@ -176,7 +181,13 @@ impl World {
     pub fn counts(&self) -> Counts {
         let net = self.redis.as_ref().map(SimRedis::counts).unwrap_or_default();
         let ship = self.shipping.as_ref().map(Shipping::counts).unwrap_or_default();
-        Counts { net, routes: self.route_counts(), ship, ..self.counts }
+        let mut snapshots = SnapshotCounts::default();
+        for node in &self.nodes {
+            snapshots.add(&node.snapshots.counts);
+        }
+        let virtual_ms = self.now_ms;
+        let routes = self.route_counts();
+        Counts { net, routes, ship, snapshots, virtual_ms, ..self.counts }
     }
 
     pub fn run(&mut self, plan: &Plan) {
@@ -218,8 +229,39 @@ impl World {
         }
         let at = rng.below(self.nodes.len() as u64) as usize;
         let shards = u64::from(self.shape.shards);
-        let choice = rng.below(8 + 2 * shards);
+        let of_snapshots = if self.shape.snapshots { 2 } else { 0 };
+        let choice = rng.below(8 + 2 * shards + of_snapshots);
+        if choice >= 8 + 2 * shards && self.nodes[at].up.is_some() {
+            let slots = 1 << rng.below(13);
+            let did = self.nodes[at].walk(slots, rng.coin());
+            self.behind_turn(at, did);
+            return self.check_shared();
+        }
         self.node_turn(at, choice);
+    }
+
+    /// What has come of a node's turn.
+    fn behind_turn(&mut self, at: usize, did: Did) -> Did {
+        let node = &mut self.nodes[at];
+        node.follow();
+        if node.is_dead() {
+            node.dying = Some(End::Power);
+        }
+        node.check();
+        if let Some(first) = node.segments_went() {
+            self.check_deletion(at, first);
+        }
+        if let Some(end) = self.nodes[at].dying {
+            self.end(at, end);
+        }
+        did
+    }
+
+    /// I9, of the databases: what went from a journal is in them.
+    fn check_deletion(&self, at: usize, first: u64) {
+        if let Some(shipping) = &self.shipping {
+            shipping.check_has(&self.nodes[at], first);
+        }
     }
 
     fn node_turn(&mut self, at: usize, choice: u64) -> Did {
@@ -239,18 +281,17 @@ impl World {
             4 | 5 => node.control(),
             6 | 7 => {
                 node.door();
+                let stored = match &self.shipping {
+                    Some(shipping) => shipping.stored_through(at),
+                    None => node.ledger.last(),
+                };
+                node.cover_by_store(stored);
                 return self.hear(at);
             }
+            shard if shard >= WALK => node.walk(shard - WALK, false),
             shard => node.shard(((shard - 8) / 2) as usize),
         };
-        node.follow();
-        if node.disk.is_dead() {
-            node.dying = Some(End::Power);
-        }
-        node.check();
-        if let Some(end) = node.dying {
-            self.end(at, end);
-        }
+        self.behind_turn(at, did);
         // What is durable has changed.
         if choice < 3 && did == Did::Something {
             self.check_shared();
@@ -438,7 +479,9 @@ impl World {
                 self.nodes[at].start_at_ms = start_at_ms;
                 self.end(at, end);
             }
-            Act::CrashAt { node, end, nth } => self.node(node).crash_in = Some((nth.into(), end)),
+            Act::CrashAt { node, end, nth } => {
+                self.node(node).crash_in = Some(Armed { count: nth.into(), only: None, end });
+            }
             Act::TearWrite { node, nth } => self.node(node).break_disk(nth, Fault::PowerLoss),
             Act::FailWrite { node, nth } => self.node(node).break_disk(nth, Fault::Error),
             Act::SetClock { node, by_ms } => {
@@ -452,6 +495,14 @@ impl World {
                     shipping.act(fault, seed);
                 }
             }
+            Act::Snapshot { node } => self.node(node).want_snapshot(),
+            Act::CrashAtPoint { node, end, point } => {
+                let only = Some(POINTS[usize::from(point) % POINTS.len()]);
+                self.node(node).crash_in = Some(Armed { count: 1, only, end });
+            }
+            Act::BreakSnapshots { node, nth, fault } => self.node(node).break_snapshots(nth, fault),
+            Act::RotSnapshot { node } => self.node(node).rot_snapshot(&mut SimRng::new(seed)),
+            Act::OlderJournal { node } => self.node(node).start_on_older_journal(),
             shared => self.act_on_shared(shared),
         }
     }
@@ -584,8 +635,8 @@ impl World {
         let shards = u64::from(self.shape.shards);
         let mut moved = false;
         for at in 0..self.nodes.len() {
-            for choice in [4, 8, 10, 0, 3, 6] {
-                if choice < 8 + 2 * shards {
+            for choice in [4, 8, 10, 0, 3, 6, WALK + SLOT_COUNT as u64] {
+                if choice < 8 + 2 * shards || choice > WALK && self.shape.snapshots {
                     moved |= self.node_turn(at, choice) == Did::Something;
                 }
             }

@@ -90,6 +90,25 @@ fn a_damaged_newest_snapshot_leads_to_the_older_one() {
 }
 
 #[test]
+fn a_damaged_older_snapshot_covers_nothing_and_stops_nobody() {
+    let disk = SimDisk::new(1);
+    write(&disk, 10);
+    write(&disk, 20);
+    let name = "000000000001.snapshot";
+    let mut bytes = disk.bytes(name).unwrap();
+    let footer = bytes.len() - 4096;
+    bytes[footer] ^= 1;
+    disk.set_bytes(name, &bytes);
+    let cuts = |infos: Vec<SnapshotInfo>| -> Vec<u64> {
+        infos.iter().map(|info| info.lowest_cut.get()).collect()
+    };
+    assert_eq!(cuts(kept(&disk).unwrap()), [20]);
+    assert_eq!(read(choose_at(&disk, 21, 100).unwrap()), parts(20));
+    // The next one takes its place.
+    assert_eq!(cuts(write(&disk, 30)), [20, 30]);
+}
+
+#[test]
 fn what_does_not_fit_the_journal_is_refused() {
     let disk = SimDisk::new(1);
     write(&disk, 10);
