@@ -202,8 +202,8 @@ fn kernel_keeps() -> usize {
     bounds.split_whitespace().last().unwrap().parse().unwrap()
 }
 
-/// One who reads little beside one who reads all, on one worker. What the kernel keeps for the first
-/// one has to be full before anything is kept from it, so the events are large.
+/// One who reads little beside one who reads all, on one worker. What the kernel keeps for the
+/// first one has to be full before anything is kept from it, so the events are large.
 #[test]
 fn a_watcher_that_falls_behind_misses_events_gets_the_sale_as_it_stands_and_holds_up_nobody() {
     const CHANGES: usize = 100;
