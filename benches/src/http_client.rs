@@ -41,6 +41,41 @@ struct Connection {
     sent_at: Instant,
 }
 
+impl Connection {
+    #[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+    fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        let inbound = Vec::with_capacity(16 << 10);
+        Ok(Self { stream, inbound, waiting: 0, sent_at: Instant::now() })
+    }
+}
+
+/// One kept-alive connection that waits for each answer before it sends the next request.
+pub struct Caller {
+    connection: Connection,
+    out: Vec<u8>,
+    /// Answers by status: 2xx, 4xx, 5xx, else.
+    pub by_class: [u64; 4],
+}
+
+impl Caller {
+    pub fn open(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self { connection: Connection::open(address)?, out: Vec::new(), by_class: [0; 4] })
+    }
+
+    /// Sends the next request and waits for its answer; how long it took.
+    ///
+    /// Errors: the connection failed, or the answer was not HTTP.
+    pub fn call(&mut self, requests: &mut impl Requests) -> io::Result<Duration> {
+        send(&mut self.connection, 1, requests, &mut self.out)?;
+        while self.connection.waiting > 0 {
+            receive(&mut self.connection, &mut self.by_class)?;
+        }
+        Ok(self.connection.sent_at.elapsed())
+    }
+}
+
 /// Keeps `connections × pipeline` requests in flight for `duration`.
 ///
 /// Errors: a connection failed, or an answer was not HTTP; the comparison is void then.
@@ -55,17 +90,11 @@ pub fn run(
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut open = Vec::with_capacity(connections);
     for index in 0..connections {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
+        let connection = Connection::open(address)?;
+        connection.stream.set_nonblocking(true)?;
         let data = epoll::EventData::new_u64(index as u64);
-        epoll::add(&poll, stream.as_fd(), data, epoll::EventFlags::IN)?;
-        open.push(Connection {
-            stream,
-            inbound: Vec::with_capacity(16 << 10),
-            waiting: 0,
-            sent_at: Instant::now(),
-        });
+        epoll::add(&poll, connection.stream.as_fd(), data, epoll::EventFlags::IN)?;
+        open.push(connection);
     }
     let mut out = Vec::with_capacity(16 << 10);
     let began = Instant::now();
@@ -86,7 +115,8 @@ pub fn run(
         for event in &events {
             let connection = &mut open[event.data.u64() as usize];
             let before = connection.waiting;
-            receive(connection, &mut run)?;
+            receive(connection, &mut run.by_class)?;
+            run.answers += (before - connection.waiting) as u64;
             in_flight -= before - connection.waiting;
             if connection.waiting > 0 {
                 continue;
@@ -127,7 +157,7 @@ fn send(
     Ok(())
 }
 
-fn receive(connection: &mut Connection, run: &mut Run) -> io::Result<()> {
+fn receive(connection: &mut Connection, by_class: &mut [u64; 4]) -> io::Result<()> {
     let mut chunk = [0; 16 << 10];
     match connection.stream.read(&mut chunk) {
         Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -139,8 +169,7 @@ fn receive(connection: &mut Connection, run: &mut Run) -> io::Result<()> {
     while let Some((class, length)) = answer(&connection.inbound[at..])? {
         at += length;
         connection.waiting -= 1;
-        run.answers += 1;
-        run.by_class[class] += 1;
+        by_class[class] += 1;
     }
     connection.inbound.drain(..at);
     Ok(())

@@ -1,5 +1,8 @@
-//! What the benches share: a lean client, servers as child processes, medians; a loaded kernel.
+//! What the benches share: a lean client, servers as child processes, medians; a loaded kernel; the
+//! bare server, and a sale to redeem from.
 
+pub mod bare;
 pub mod http_client;
 pub mod kernel;
+pub mod redeem;
 pub mod servers;

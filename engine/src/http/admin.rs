@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LOCATION};
 use hyper::http::request::Parts;
@@ -23,7 +23,7 @@ use super::redeem::{refused, write_view};
 use super::redemptions::{ask, find, redemption_id};
 use super::reply::{Label, Reply};
 use super::route::SaleStep;
-use super::sales::write_head;
+use super::sales::{timed, with_time, write_head};
 use super::worker::{Ready, Worker};
 use crate::kernel::command::{Command, RedemptionView};
 use crate::kernel::control::{ControlCommand, ControlOutcome};
@@ -59,7 +59,7 @@ pub async fn define_sale(
         };
         let sale = worker.sale(ready, &id)?;
         let location = HeaderValue::try_from(format!("/v1/sales/{id}")).expect("an id is ASCII");
-        let reply = Reply::json(status, Label::Ok, view(worker, ready, &sale, None));
+        let reply = Reply::json(status, Label::Ok, stands(worker, ready, &sale));
         Ok(if status == StatusCode::CREATED { reply.header(LOCATION, location) } else { reply })
     };
     told(worker, parts, bytes.clone(), here).await
@@ -70,7 +70,8 @@ pub async fn sale(worker: &Worker, id: &str, parts: &Parts) -> Result<Reply, Pro
     let ready = worker.ready()?;
     let sale = worker.sale(ready, id)?;
     let others = gathered(worker, parts).await?;
-    Ok(Reply::ok(view(worker, ready, &sale, others.as_ref())))
+    let rest = view(worker, ready, &sale, others.as_ref());
+    Ok(timed(&parts.headers, ready.core.now(), &rest))
 }
 
 /// `POST /v1/sales/{id}/open|pause|resume|close`
@@ -95,7 +96,7 @@ pub async fn step_sale(
         let sale = worker.sale(ready, id)?;
         let command = ControlCommand::Change { sale: sale.index, change, note };
         control(ready, command, Some(&sale)).await?;
-        Ok(Reply::ok(view(worker, ready, &sale, None)))
+        Ok(Reply::ok(stands(worker, ready, &sale)))
     };
     told(worker, parts, bytes, here).await
 }
@@ -286,17 +287,15 @@ fn sentence(error: &impl std::fmt::Display) -> String {
     format!("{first}{}.", chars.as_str())
 }
 
-/// A sale with its units here and, where they were asked, on the other nodes.
-fn view(
-    worker: &Worker,
-    ready: &Ready,
-    sale: &SaleEntry,
-    others: Option<&Gathered>,
-) -> bytes::Bytes {
+/// A sale as it stands here behind a change.
+fn stands(worker: &Worker, ready: &Ready, sale: &SaleEntry) -> Bytes {
+    with_time(ready.core.now(), &view(worker, ready, sale, None))
+}
+
+/// A sale's fields, without braces, with its units here and, where they were asked, on the other
+/// nodes.
+fn view(worker: &Worker, ready: &Ready, sale: &SaleEntry, others: Option<&Gathered>) -> BytesMut {
     let mut out = BytesMut::with_capacity(1024);
-    json::raw(&mut out, r#"{"now":"#);
-    json::time(&mut out, ready.core.now());
-    json::raw(&mut out, ",");
     write_head(&mut out, sale);
     json::raw(&mut out, r#","items":["#);
     for (at, (item, definition)) in sale.items().zip(&sale.definition().items).enumerate() {
@@ -331,8 +330,7 @@ fn view(
         json::raw(&mut out, ",");
         write_missed(&mut out, "nodes_missed", &others.missed);
     }
-    json::raw(&mut out, "}");
-    out.freeze()
+    out
 }
 
 /// This node's lease of an item whose pool nodes share.

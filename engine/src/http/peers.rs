@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue, IF_NONE_MATCH};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -40,8 +40,8 @@ pub const ONRUSH_FORWARDED: HeaderName = HeaderName::from_static("onrush-forward
 /// Proves it.
 pub const ONRUSH_NODE_SECRET: HeaderName = HeaderName::from_static("onrush-node-secret");
 /// What goes along with a request; everything else is between the client and this node.
-const PASSED_ON: [HeaderName; 7] =
-    [X_MEMBER_ID, IDEMPOTENCY_KEY, CONTENT_TYPE, IF_NONE_MATCH, X_OPERATOR, X_REASON, X_REFERENCE];
+const PASSED_ON: [HeaderName; 6] =
+    [X_MEMBER_ID, IDEMPOTENCY_KEY, CONTENT_TYPE, X_OPERATOR, X_REASON, X_REFERENCE];
 /// Bytes of the largest answer that another node is believed to give.
 const ANSWER_LEN_MAX: usize = 64 << 20;
 

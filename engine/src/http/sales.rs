@@ -1,4 +1,5 @@
-//! Sales as members see them: with the server's time for countdowns, and cheap to ask again.
+//! Sales as members see them; and what all answers about sales have: the server's time for
+//! countdowns, and a tag that makes it cheap to ask again.
 
 use std::sync::Arc;
 
@@ -92,24 +93,29 @@ pub fn state(sale: &SaleEntry) -> &'static str {
     }
 }
 
-/// Puts the server's time in front; the `ETag` stands for everything else.
-fn timed(headers: &HeaderMap, now: NodeTime, rest: &[u8]) -> Reply {
+/// Answers with the server's time in front; the `ETag` stands for everything else.
+pub fn timed(headers: &HeaderMap, now: NodeTime, rest: &[u8]) -> Reply {
     let tag = format!("W/\"{:016x}\"", xxhash_rust::xxh3::xxh3_64(rest));
     let reply = if is_known(headers, &tag) {
         let mut response = Response::new(Body::Whole(None));
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         Reply { label: Label::NotModified, response }
     } else {
-        let mut out = BytesMut::with_capacity(rest.len() + 48);
-        json::raw(&mut out, r#"{"now":"#);
-        json::time(&mut out, now);
-        json::raw(&mut out, ",");
-        out.extend_from_slice(rest);
-        json::raw(&mut out, "}");
-        Reply::ok(out.freeze())
+        Reply::ok(with_time(now, rest))
     };
     let tag = HeaderValue::from_maybe_shared(Bytes::from(tag)).expect("a tag is ASCII");
     reply.header(ETAG, tag).header(CACHE_CONTROL, ONE_SECOND)
+}
+
+/// Fields as an object, behind the server's time.
+pub fn with_time(now: NodeTime, rest: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(rest.len() + 48);
+    json::raw(&mut out, r#"{"now":"#);
+    json::time(&mut out, now);
+    json::raw(&mut out, ",");
+    out.extend_from_slice(rest);
+    json::raw(&mut out, "}");
+    out.freeze()
 }
 
 /// Whether `If-None-Match` names this tag; weakly, as RFC 9110 has it for this header.

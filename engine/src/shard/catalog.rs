@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use dashmap::{DashMap, DashSet};
 use foldhash::fast::RandomState;
@@ -24,8 +24,6 @@ pub struct SaleEntry {
     /// `SalePhase` in the low bits, [`PAUSED`] above. `Relaxed`: a display and a fast refusal;
     /// what counts is each shard's own copy.
     state: AtomicU8,
-    /// Raised by every change that an answer about the sale shows; the number in its `ETag`.
-    version: AtomicU64,
     /// Members with a remembered request key in this sale. A member is put in before the answer
     /// that made the key can leave, so absence is certain for a key that was ever answered.
     keyed: DashSet<MemberId, RandomState>,
@@ -55,7 +53,6 @@ impl SaleEntry {
             sale,
             by_sku,
             state: AtomicU8::new(phase as u8 | if paused { PAUSED } else { 0 }),
-            version: AtomicU64::new(1),
             keyed: DashSet::default(),
         }
     }
@@ -105,7 +102,6 @@ impl SaleEntry {
             },
             Ordering::Relaxed,
         );
-        self.touch();
     }
 
     /// Thread: control, when every slot has forgotten the sale's keys.
@@ -113,15 +109,6 @@ impl SaleEntry {
         let paused = self.state.load(Ordering::Relaxed) & PAUSED;
         self.state.store(SalePhase::KeysDropped as u8 | paused, Ordering::Relaxed);
         self.keyed.clear();
-        self.touch();
-    }
-
-    pub fn touch(&self) {
-        self.version.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub fn version(&self) -> u64 {
-        self.version.load(Ordering::Relaxed)
     }
 
     /// Thread: the member's shard, before the answer can leave.

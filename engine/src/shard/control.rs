@@ -563,9 +563,6 @@ impl Control {
             AfterBarrier::Nothing => {}
             AfterBarrier::Publish(entry) => self.parts.catalog.insert(&entry),
             AfterBarrier::Announce(sale, kind) => {
-                if let Some(entry) = self.parts.catalog.by_index(sale) {
-                    entry.touch();
-                }
                 self.parts.events.publish(sale, self.now, kind);
             }
             AfterBarrier::KeysDropped(sale) => self.keys_dropped(sale),

@@ -1,6 +1,11 @@
 //! The command line, as a person or a script calls it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::Stdio;
+
+use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::e2e::{Site, onrush, run, turn};
 
@@ -86,6 +91,50 @@ fn bad_rows_of_members_are_all_named_and_skipped_only_where_that_is_asked_for() 
     let (code, out, _) = import(&["--skip-bad-rows"]);
     assert!(code == Some(0) && out.contains("0 accounts opened, 2 were there"), "{out}");
     assert_eq!(node.points(3), [8, 0]);
+}
+
+#[test]
+fn an_import_shows_how_far_it_is_on_a_terminal_and_nothing_in_a_pipe() {
+    let _turn = turn();
+    let site = Site::new();
+    let node = site.start();
+    let csv = site.path("members.csv");
+    let rows = (1..=20_000).map(|member| format!("{member},5\n"));
+    fs::write(&csv, rows.fold(String::from("member,points\n"), |all, row| all + &row))
+        .expect("writable");
+    let admin = format!("http://{}", node.admin);
+    let import = || {
+        let mut command = onrush();
+        command.args(["import", "members"]).arg(&csv).args(["--admin", &admin]);
+        command
+    };
+    let (code, out, err) = run(&mut import());
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(out.contains("20000 accounts opened") && !out.contains('\x1b'), "{out}");
+
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    unlockpt(&terminal).expect("unlocked");
+    let name = ptsname(&terminal, Vec::new()).expect("its name").into_string().expect("a path");
+    let inside = File::options().read(true).write(true).open(name).expect("its other end");
+    let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&inside, size).expect("a size");
+    let mut command = import();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(inside).spawn();
+    // The last one to have the other end is the child: reading ends with it.
+    drop(command);
+    let child = child.expect("onrush starts");
+    let mut shown = Vec::new();
+    // How reading ends on Linux once nobody has the other end.
+    let _ = File::from(terminal).read_to_end(&mut shown);
+    let output = child.wait_with_output().expect("our child");
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(output.status.success(), "{shown}");
+    for words in ["sending", "KiB/", "[="] {
+        assert!(shown.contains(words), "{words} is not in: {shown:?}");
+    }
+    // What is shown while it runs is gone afterwards, and is not what it says at the end.
+    assert!(shown.ends_with("\x1b[2K"), "{shown:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("20000 were there"), "{shown}");
 }
 
 #[test]

@@ -127,15 +127,27 @@ fn every_call_through_the_wrong_node_is_answered_as_through_the_right_one() {
         assert_eq!(added["total"], 107);
         let replay = same_admin(&mall, "POST", &stock, "s1", r#"{"add":7}"#).expect(200);
         assert_eq!(replay.header("idempotent-replayed"), Some("true"));
-        let item =
-            &mall.admin(other).get(&format!("/v1/sales/{}", sales[owner])).json()["items"][0];
+        let sale = format!("/v1/sales/{}", sales[owner]);
+        let shown = mall.admin(other).get(&sale).expect(200);
+        let (said, tag) = (shown.json(), shown.header("etag").expect("a tag"));
+        let item = &said["items"][0];
         assert_eq!((&item["total"], &item["confirmed"]), (&json!(107), &json!(1)), "{item}");
+        // What the caller knows already is between it and the node that it asked.
+        let again = |if_none_match: &str| {
+            let headers = [("if-none-match", if_none_match)];
+            mall.admin(other).send("GET", &sale, &headers, "").expect("an answer")
+        };
+        again(tag).expect(304);
+        mall.client(wrong).redeem(&mall.wish(&sales, member, "after")).expect(201);
+        let news = again(tag).expect(200).json();
+        assert_eq!(news["items"][0]["confirmed"], 2, "{news}");
+        assert_eq!(news["nodes_missed"], json!([]), "{news}");
     }
     // An item's redemptions are listed over all nodes, newest first.
     let sale = &sales[0];
     let page =
         same_admin(&mall, "GET", &format!("/v1/sales/{sale}/items/cup/redemptions"), "k", "");
-    assert_eq!(page.expect(200).json()["redemptions"].as_array().map(Vec::len), Some(2));
+    assert_eq!(page.expect(200).json()["redemptions"].as_array().map(Vec::len), Some(3));
     for at in 0..3 {
         mall.node(at).audit();
     }

@@ -1,10 +1,14 @@
 //! Ten times the load that the node can carry: what it does carry stays at 80 % of its best or
-//! above, and its memory stays bounded. Both are printed.
+//! above, and its memory stays bounded. Both are printed. Load is all that differs: the best is
+//! what the same connections get done when each asks as it is answered.
 //!
-//! The generator here is one thread on a core of its own that writes pipelined requests to many
-//! connections and only counts the status lines that come back, so that it can offer far more than
-//! a node can do. It offers them by the clock, not by the answers (open loop): what the node does
-//! not read stays in the kernel's buffers, and is written on top of. The node has the other core.
+//! The node has one core, the generator another: one thread that writes pipelined requests to many
+//! connections and only counts the status lines that come back. It offers them by the clock, not by
+//! the answers (open loop). A request that is due goes to the next connection that takes it; what
+//! all of them are too full to take is held back, as it would be by TCP in a client. So whether ten
+//! times the load was offered depends on one thing alone, how fast it comes round to all of its
+//! connections. Goodput is compared by the clock. A round in which neighbours took the node's core,
+//! or kept the generator from its own, is not counted; where too few are left, that is said.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,10 +18,11 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::e2e::{Random, Site, now, setting, skip, turn};
+use crate::e2e::{Random, Site, now, setting, skip, turn, wait_until};
 use crate::e2e_idle::raise_file_limit;
 
 const MEMBERS: u64 = 20_000;
+const CONNECTIONS: usize = 1_000;
 /// Units: bytes of memory per redemption, with its request key, generously.
 const REDEMPTION_BYTES_MAX: u64 = 1_024;
 /// What a status line begins with; three digits follow.
@@ -33,8 +38,11 @@ struct Counts {
     /// Sent, and not answered by the end.
     waiting: u64,
     seconds: f64,
-    /// Processor time of the node. Units: ticks of the kernel's clock.
-    cpu_ticks: u64,
+    /// The longest time between two looks at the same connection.
+    slowest_pass: Duration,
+    /// Shares of the node's core: the node's, and its neighbours'.
+    busy: f64,
+    taken: f64,
 }
 
 impl Counts {
@@ -43,6 +51,10 @@ impl Counts {
     }
     fn rate(&self) -> f64 {
         self.sent as f64 / self.seconds
+    }
+    /// Of a rate that was wanted, how much found its way to a connection, or all of them full.
+    fn offered(&self, wanted: f64) -> f64 {
+        wanted * (1.0 - self.slowest_pass.as_secs_f64() / self.seconds)
     }
     fn count(&mut self, status: &[u8]) {
         match status {
@@ -125,14 +137,14 @@ impl Connection {
 }
 
 /// Requests without end, each with a key of its own.
-struct Requests {
-    tag: &'static str,
+struct Requests<'a> {
+    tag: &'a str,
     random: Random,
     number: u64,
     text: Vec<u8>,
 }
 
-impl Requests {
+impl Requests<'_> {
     fn next(&mut self) -> &[u8] {
         self.number += 1;
         self.text.clear();
@@ -150,90 +162,59 @@ impl Requests {
     }
 }
 
-/// What is left of the best goodput: by the clock, and per processor time that the node had.
-#[derive(Clone, Copy)]
-struct Kept {
-    by_clock: f64,
-    by_cpu: f64,
-}
-
-impl Kept {
-    fn of(over: &Counts, best: &Counts) -> Self {
-        let per_tick = |counts: &Counts| counts.done as f64 / counts.cpu_ticks.max(1) as f64;
-        Self { by_clock: over.goodput() / best.goodput(), by_cpu: per_tick(over) / per_tick(best) }
-    }
-    fn max(self, other: Self) -> Self {
-        Self { by_clock: self.by_clock.max(other.by_clock), by_cpu: self.by_cpu.max(other.by_cpu) }
-    }
-    /// Eight tenths of what it could carry. Neighbours that take the node's processor away for a
-    /// while take from what it carries by the clock, and not from what it makes of its time; so one
-    /// of the two will do, as long as it was not at rest.
-    fn is_enough(self) -> bool {
-        self.by_clock >= 0.8 || self.by_cpu >= 0.8 && self.by_clock >= 0.1
-    }
-}
-
-impl std::fmt::Display for Kept {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (clock, cpu) = (100.0 * self.by_clock, 100.0 * self.by_cpu);
-        write!(f, "{clock:.0} % of the best by the clock, {cpu:.0} % per processor time")
-    }
-}
-
 /// How requests are offered.
 #[derive(Clone, Copy)]
 enum Offer {
     /// As many as are answered, this many ahead on each connection: what finds the best.
     AsAnswered { ahead: u64 },
-    /// So many a second, whether or not any is answered. Only a connection whose buffers are full
-    /// is passed over; a request that finds no other one is held back, and counted as that.
+    /// So many a second, whether or not any is answered.
     Regardless { per_second: f64 },
 }
 
-/// Requests that are written to a connection at a time, at most: each write costs the generator
-/// more than the requests in it.
+/// Requests that are written at a time, at most: each write costs the generator more than the
+/// requests in it.
 const AT_ONCE: u64 = 32;
 
-/// Offers requests over this many connections for `seconds`.
+/// Offers requests over this many connections for so long.
 fn drive(
     address: SocketAddr,
-    tag: &'static str,
+    tag: &str,
     connections: usize,
     offer: Offer,
-    seconds: u64,
+    length: Duration,
 ) -> Counts {
-    let mut requests = Requests {
-        tag,
-        random: Random::from_seed(connections as u64),
-        number: 0,
-        text: Vec::new(),
-    };
+    let random = Random::from_seed(connections as u64);
+    let mut requests = Requests { tag, random, number: 0, text: Vec::new() };
     let mut connections: Vec<_> = (0..connections).map(|_| Connection::open(address)).collect();
     let mut buffer = vec![0; 256 << 10];
     let mut counts = Counts::default();
     let begun = now();
-    while begun.elapsed() < Duration::from_secs(seconds) {
+    while begun.elapsed() < length {
+        let pass_begun = now();
         for connection in &mut connections {
-            if connection.flush() {
-                let room = match offer {
-                    Offer::AsAnswered { ahead } => ahead.saturating_sub(connection.outstanding),
-                    Offer::Regardless { per_second } => {
-                        let due = per_second * begun.elapsed().as_secs_f64();
-                        (due as u64).saturating_sub(counts.sent)
-                    }
-                };
-                for _ in 0..room.min(AT_ONCE) {
-                    connection.queue(requests.next());
-                    counts.sent += 1;
+            let mut takes_more = connection.flush();
+            let mut room = match offer {
+                Offer::AsAnswered { ahead } => ahead.saturating_sub(connection.outstanding),
+                Offer::Regardless { per_second } => {
+                    let due = per_second * begun.elapsed().as_secs_f64();
+                    (due as u64).saturating_sub(counts.sent)
                 }
-                connection.flush();
+            };
+            while takes_more && room > 0 {
+                let count = room.min(AT_ONCE);
+                (0..count).for_each(|_| connection.queue(requests.next()));
+                counts.sent += count;
+                room -= count;
+                takes_more = connection.flush();
             }
             connection.drain(&mut buffer, &mut counts);
         }
+        counts.slowest_pass = counts.slowest_pass.max(pass_begun.elapsed());
     }
     counts.seconds = begun.elapsed().as_secs_f64();
     counts.waiting = connections.iter().map(|connection| connection.outstanding).sum();
     assert_eq!(counts.answered() + counts.waiting, counts.sent, "answers to nothing: {counts:?}");
+    assert_eq!(counts.other, 0, "neither 201 nor 503: {counts:?}");
     counts
 }
 
@@ -243,77 +224,138 @@ fn pin(core: usize) {
     let _ = sched_setaffinity(None, &set);
 }
 
-/// With the built-in bounds, which let TCP hold back what cannot be carried. Bounds so low that
-/// requests are refused instead cost goodput: a refusal takes as much HTTP as an answer.
+/// Processor time that was had on a core by anybody. Units: ticks of the kernel's clock.
+fn core_ticks(core: usize) -> u64 {
+    let stat = std::fs::read_to_string("/proc/stat").expect("Linux");
+    let name = format!("cpu{core} ");
+    let line = stat.lines().find_map(|line| line.strip_prefix(&name)).expect("the core is there");
+    let fields = line.split(' ').map(|ticks| ticks.parse::<u64>().expect("a number"));
+    // user, nice, system, soft interrupts, which a process's own time has too, and what the machine
+    // below us took.
+    let counted = [0, 1, 2, 6, 7];
+    fields.enumerate().filter(|(at, _)| counted.contains(at)).map(|(_, ticks)| ticks).sum()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Rounds that are compared at least, and that are begun at most: neighbours on the machine take
+/// from some of them.
+const ROUNDS: std::ops::Range<usize> = 3..9;
+/// The share of the node's core that neighbours may take in a round that counts.
+const TAKEN_MAX: f64 = 0.1;
+/// The node inherits its core; the generator is the thread that starts it.
+const NODE_CORE: usize = 0;
+const GENERATOR_CORE: usize = 1;
+
+/// With the built-in bounds, which let TCP hold back what cannot be carried.
 #[test]
 fn ten_times_the_load_leaves_the_goodput_and_bounds_the_memory() {
     let _turn = turn();
-    let seconds = setting("ONRUSH_OVERLOAD_SECONDS", 4);
-    if !raise_file_limit(6_000) {
+    let seconds = Duration::from_secs(setting("ONRUSH_OVERLOAD_SECONDS", 4));
+    if !raise_file_limit(3_000) {
         skip("overload", "the limit of open files cannot be raised (ulimit -n)");
         return;
     }
     let mut site = Site::new();
     site.set("snapshot.every_ms", "60000");
-    thread::spawn(move || {
-        pin(0); // the node inherits it
+    let overload = move || {
+        pin(NODE_CORE);
         let node = site.start();
-        pin(1);
+        pin(GENERATOR_CORE);
         node.import_members(1, MEMBERS, 1_000_000);
         node.open_sale("load", 3_600_000, &[("cup", 1, 1_000_000_000, 1_000_000)]);
 
-        let run = |tag, connections, offer| {
-            let begun = node.cpu_ticks();
-            let mut counts = drive(node.public, tag, connections, offer, seconds);
-            counts.cpu_ticks = node.cpu_ticks() - begun;
+        let run = |tag: &str, offer| {
+            let begun = (node.cpu_ticks(), core_ticks(NODE_CORE));
+            let mut counts = drive(node.public, tag, CONNECTIONS, offer, seconds);
+            let (own, all) = (node.cpu_ticks() - begun.0, core_ticks(NODE_CORE) - begun.1);
+            let ticks = counts.seconds * rustix::param::clock_ticks_per_second() as f64;
+            counts.busy = own as f64 / ticks;
+            counts.taken = all.saturating_sub(own) as f64 / ticks;
             counts
         };
-        let alone = |tag, connections| run(tag, connections, Offer::AsAnswered { ahead: 8 });
-        alone("warm", 32);
-        let best = [64, 256, 512]
-            .map(|connections| alone("best", connections))
-            .into_iter()
-            .max_by(|a, b| a.goodput().total_cmp(&b.goodput()))
-            .expect("three runs");
-        let rate = 10.0 * best.goodput();
-        let overloaded = |tag| run(tag, 4_000, Offer::Regardless { per_second: rate });
-        // Twice: what a load of this size needs is there after the first; what has no bound would
-        // grow again in the second.
-        let before = node.resident_bytes();
-        let first = overloaded("over-1");
-        let after_first = node.resident_bytes();
-        let second = overloaded("over-2");
-        let after_second = node.resident_bytes();
-        let (mut kept, told) = (Kept::of(&first, &best).max(Kept::of(&second, &best)), &second);
-        println!(
-            "overload: best {:.0}/s; offered {rate:.0}/s without waiting for answers, {:.0}/s of \
-             them sent, {:.0}/s carried, {:.0}/s refused, {} left unanswered; {kept}; memory {} \
-             MiB before, {} and {} MiB after",
-            best.goodput(),
-            told.rate(),
-            told.goodput(),
-            told.refused as f64 / told.seconds,
-            told.waiting,
-            before >> 20,
-            after_first >> 20,
-            after_second >> 20,
-        );
-        // A neighbour on the machine may have come between the two: compare side by side again.
-        for (tag, again) in [("alone-1", "over-3"), ("alone-2", "over-4"), ("alone-3", "over-5")] {
-            if kept.is_enough() {
-                break;
+        let alone = |tag: &str| run(tag, Offer::AsAnswered { ahead: 8 });
+        // Each run of a round begins at rest: persist has the same core.
+        let settle = || {
+            wait_until("the database shards have caught up", Duration::from_mins(2), || {
+                node.metric("onrush_persist_lag_records") == 0.0
+            });
+        };
+        alone("warm");
+
+        // What a load of this size needs is there after the first round; what has no bound would
+        // grow again in the next.
+        let (mut resident, mut sold) = (vec![node.resident_bytes()], vec![0]);
+        let (mut rounds, mut kept, mut begun) = (Vec::new(), 0.0, 0);
+        while begun < ROUNDS.end && (rounds.len() < ROUNDS.start || kept < 0.8) {
+            settle();
+            let best = alone(&format!("alone-{begun}"));
+            settle();
+            // A part more, for what the slowest pass leaves undone.
+            let wanted = 12.0 * best.goodput();
+            let offer = Offer::Regardless { per_second: wanted };
+            let over = run(&format!("over-{begun}"), offer);
+            begun += 1;
+            resident.push(node.resident_bytes());
+            sold.push(best.done + over.done);
+            let offered = over.offered(wanted);
+            let void = if best.taken.max(over.taken) > TAKEN_MAX {
+                ": not counted, neighbours had the node's core"
+            } else if best.done == 0 || offered < 10.0 * best.goodput() {
+                ": not counted, the generator was too slow"
+            } else {
+                ""
+            };
+            println!(
+                "overload: best {:.0}/s with {:.0} % of the core; offered {:.1} times that, \
+                 {:.1} times sent, the rest held back by full connections; {:.0}/s carried with \
+                 {:.0} % of the core, {:.0}/s refused, {} left unanswered; neighbours had {:.0} \
+                 and {:.0} % of the core, the generator came round within {:?}{void}",
+                best.goodput(),
+                100.0 * best.busy,
+                offered / best.goodput(),
+                over.rate() / best.goodput(),
+                over.goodput(),
+                100.0 * over.busy,
+                over.refused as f64 / over.seconds,
+                over.waiting,
+                100.0 * best.taken,
+                100.0 * over.taken,
+                over.slowest_pass,
+            );
+            if void.is_empty() {
+                rounds.push((best.goodput(), over.goodput()));
+                kept = median(rounds.iter().map(|of| of.1)) / median(rounds.iter().map(|of| of.0));
             }
-            let alone = alone(tag, 256);
-            kept = kept.max(Kept::of(&overloaded(again), &alone));
-            println!("overload, once more: {kept}");
         }
-        assert!(kept.is_enough(), "of the best goodput was left: {kept}");
+        let mib: Vec<u64> = resident.iter().map(|bytes| bytes >> 20).collect();
+        println!(
+            "overload: {:.0} % of the best goodput is left (medians of {} rounds); memory {mib:?} \
+             MiB before and behind each",
+            100.0 * kept,
+            rounds.len()
+        );
+        if rounds.len() < ROUNDS.start {
+            let counted = rounds.len();
+            let why = format!(
+                "in {counted} of {begun} rounds alone could ten times the load be offered to a \
+                 node that had its core; the lines before this one say what was in the way"
+            );
+            skip("overload", &why);
+            return;
+        }
+        assert!(kept >= 0.8, "{:.0} % of the best goodput is left", 100.0 * kept);
         // What is sold is remembered, and may take room; what is refused may not.
-        let remembered = second.done * REDEMPTION_BYTES_MAX;
-        assert!(after_second < after_first + remembered + (64 << 20), "memory grows without bound");
+        for (pair, sold) in resident.windows(2).zip(&sold[1..]).skip(1) {
+            let bound = pair[0] + sold * REDEMPTION_BYTES_MAX + (64 << 20);
+            assert!(pair[1] < bound, "memory grows without bound: {mib:?} MiB, {sold} sold");
+        }
         assert!(node.stop().success());
         site.audit();
-    })
-    .join()
-    .expect("the overload test");
+    };
+    thread::spawn(overload).join().expect("the overload test");
 }

@@ -153,19 +153,34 @@ fn sales(run: &Run) {
     run.expect(Admin, &define(&definition("a b", FUTURE, &[("x", 1, 1, 1)])), 400, "invalid");
 
     open_sale(&run.node, "s", &[("cup", 10, 100, 2), ("last", 10, 1, 2), ("dear", 900, 5, 5)]);
-    for path in ["/v1/sales", "/v1/sales/s"] {
-        let first = run.ok(Public, &Ask::get(path));
-        let tag = first.header("etag").unwrap().to_owned();
-        assert!(first.json()["now"].is_string());
-        let again = Ask::get(path).header("If-None-Match", &tag);
-        run.expect(Public, &again, 304, "");
-        run.ok(Public, &Ask::get(path).header("If-None-Match", "\"other\""));
-        run.ok(Admin, &Ask::get(path));
+    let paths = ["/v1/sales", "/v1/sales/s", "/v1/sales/s?nodes=self"];
+    for (listener, paths) in [(Public, &paths[..2]), (Gateway, &paths[..2]), (Admin, &paths)] {
+        for path in paths {
+            let first = run.ok(listener, &Ask::get(path));
+            let tag = first.header("etag").unwrap().to_owned();
+            assert!(first.json()["now"].is_string());
+            for method in ["GET", "HEAD"] {
+                let again = Ask::new(method, path).header("If-None-Match", &tag);
+                let answer = run.expect(listener, &again, 304, "");
+                assert_eq!(answer.header("etag"), Some(tag.as_str()));
+                let other = Ask::new(method, path).header("If-None-Match", "\"other\"");
+                run.ok(listener, &other);
+            }
+        }
     }
     let sale = run.ok(Admin, &Ask::get("/v1/sales/s")).json();
     assert_eq!((&sale["items"][0]["free"], &sale["items"][0]["held"]), (&100.into(), &0.into()));
     run.expect(Public, &Ask::get("/v1/sales/none"), 404, "sale-not-found");
     run.expect(Admin, &Ask::get("/v1/sales/none"), 404, "sale-not-found");
+    // What is shown has changed, and so has what stands for it.
+    let [seen, operators] = [Public, Admin].map(|listener| {
+        let answer = run.ok(listener, &Ask::get("/v1/sales/s"));
+        Ask::get("/v1/sales/s").header("If-None-Match", answer.header("etag").unwrap())
+    });
+    run.ok(Admin, &Ask::post("/v1/sales/s/pause"));
+    assert_eq!(run.ok(Public, &seen).json()["state"], "paused");
+    assert_eq!(run.ok(Admin, &operators).json()["state"], "paused");
+    run.ok(Admin, &Ask::post("/v1/sales/s/resume"));
 
     for (step, state) in [("pause", "paused"), ("resume", "open"), ("open", "open")] {
         let path = format!("/v1/sales/s/{step}");

@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use crate::e2e::now;
 use crate::http_client::{
     Ask, Connection, FUTURE, TestNode, definition, import, open_sale, redeem,
 };
@@ -173,6 +175,89 @@ fn stock_is_told_at_most_five_times_a_second_however_fast_it_sells() {
     }
     let sold = STOCK - free(&told[TOLD - 1].2);
     assert!(sold > TOLD as u64, "{sold} units sold: one event tells of many");
+}
+
+/// A watcher that reads far less than it is told; just enough for the node to see that it lives.
+struct Slow<'a> {
+    events: Events<'a>,
+    seen: Vec<(String, Option<u64>, Value)>,
+    read_at: Instant,
+}
+
+impl Slow<'_> {
+    fn read_one(&mut self) {
+        self.seen.push(self.events.next());
+    }
+    fn glance(&mut self) {
+        if self.read_at.elapsed() > Duration::from_secs(10) {
+            (0..3).for_each(|_| self.read_one());
+            self.read_at = now();
+        }
+    }
+}
+
+/// What the kernel keeps of what is sent and not taken, at most. Units: bytes.
+fn kernel_keeps() -> usize {
+    let bounds = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap();
+    bounds.split_whitespace().last().unwrap().parse().unwrap()
+}
+
+/// One who reads little beside one who reads all, on one worker. What the kernel keeps for the
+/// first one has to be full before anything is kept from it, so the events are large.
+#[test]
+fn a_watcher_that_falls_behind_misses_events_gets_the_sale_as_it_stands_and_holds_up_nobody() {
+    const CHANGES: usize = 100;
+    /// Events on their way between the sale and a connection, generously.
+    const ON_THE_WAY: usize = 20;
+    let node = TestNode::start_with(|config| config.http.workers = 1);
+    import(&node, [(1, 1_000_000)]);
+    let skus: Vec<String> = (0..1_000).map(|n| format!("{n:064}")).collect();
+    let items: Vec<_> = skus.iter().map(|sku| (sku.as_str(), 1, 1_000, 1_000)).collect();
+    open_sale(&node, "s", &items);
+    let mut streams = [Connection::open_narrow(node.public), Connection::open(node.public)];
+    streams.iter_mut().for_each(|stream| stream.write(&watch("s").bytes()));
+    let [slow, reading] = &mut streams;
+    let mut slow = Slow { events: Events::begin(slow), seen: Vec::new(), read_at: now() };
+    let mut events = Events::begin(reading);
+    assert_eq!(events.next().0, "snapshot");
+
+    let body = format!(r#"{{"sku":"{}","quantity":1}}"#, skus[0]);
+    let (mut told, mut unread) = (0, 0);
+    while unread < kernel_keeps() {
+        assert_eq!(redeem("s", 1, &format!("k{told}"), &body).send(node.public).status, 201);
+        let (name, _, data) = events.next();
+        assert_eq!(name, "stock", "whoever reads is told at once");
+        told += 1;
+        slow.glance();
+        unread = (told - slow.seen.len()).saturating_sub(ON_THE_WAY) * data.to_string().len();
+    }
+    let mut last = 0;
+    for _ in 0..CHANGES / 2 {
+        for (done, event) in [("pause", "paused"), ("resume", "resumed")] {
+            step(&node, "s", done);
+            let (name, id, _) = events.next();
+            assert_eq!(name, event, "whoever reads misses nothing");
+            last = id.unwrap();
+            slow.glance();
+        }
+    }
+
+    while slow.seen.last().is_none_or(|(_, id, _)| *id != Some(last)) {
+        slow.read_one();
+    }
+    let count = |names: &[&str]| slow.seen.iter().filter(|s| names.contains(&&*s.0)).count();
+    let (changes, stocks) = (count(&["paused", "resumed"]), count(&["stock"]));
+    assert!(
+        changes < CHANGES / 2,
+        "kept for it: {changes} of {CHANGES} changes, {stocks} of {told} figures"
+    );
+    assert_eq!(slow.seen[0].0, "snapshot");
+    assert!(count(&["snapshot"]) >= 2, "the sale as it stands, for what it has missed");
+    let again = slow.seen.iter().rfind(|(name, ..)| name == "snapshot").unwrap();
+    Spec::load().validate_named("Sale", &again.2);
+    assert!(again.1.is_some_and(|id| id + CHANGES as u64 > last), "{:?} of {last}", again.1);
+    step(&node, "s", "close");
+    assert_eq!([slow.events.next().0, events.next().0], ["closed", "closed"]);
 }
 
 #[test]

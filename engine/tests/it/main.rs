@@ -29,6 +29,7 @@ mod http_starting;
 mod http_unavailable;
 mod journal_crash;
 mod kernel_model;
+mod leaves_nothing;
 mod lock_free;
 mod persist_crash;
 mod persist_letters;
