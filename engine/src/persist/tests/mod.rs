@@ -2,6 +2,7 @@
 //! that die, and the database shards must end with what a naive fold of the records gives.
 
 mod backends;
+mod backlog;
 mod faults;
 mod histories;
 mod letters;
