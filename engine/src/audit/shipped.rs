@@ -1,11 +1,12 @@
 //! What stands in Kafka, held against the journal: each record once or more, whole, in its
-//! partition, with no hole, and nothing that the journal does not have.
+//! partition, under its member's key, behind the one before it, with no hole, and nothing that the
+//! journal does not have.
 //!
 //! Kafka is read first and the journal afterwards, so whatever stands in Kafka must be in the
 //! journal. A record may come again (a shipper that starts anew begins where the database shards
 //! are); it must then be the same. What retention has deleted is not missed.
 //!
-//! Shape: 56 bytes for each message that Kafka has.
+//! Shape: 64 bytes for each message that Kafka has.
 
 use super::beside::Others;
 use super::finding::{Check, Findings, Where};
@@ -13,9 +14,8 @@ use super::journal::CannotRead;
 use super::model::Place;
 use super::report::{counted, grouped};
 use crate::config::KafkaConfig;
-use crate::kernel::record::CONTROL;
-use crate::ship::kafka::message::{Message, MessageError};
-use crate::ship::kafka::read;
+use crate::kernel::record::{self, CONTROL};
+use crate::ship::kafka::read::{self, Found};
 use crate::ship::partition::{PARTITION_COUNT, Partition};
 use crate::units::{Incarnation, JournalId, NodeTime, Seq, Slot};
 
@@ -30,6 +30,8 @@ struct Entry {
     prev_seq: Seq,
     prev_seq_min: Seq,
     offset: i64,
+    /// Where it came last.
+    last_offset: i64,
     incarnation: Incarnation,
 }
 
@@ -75,6 +77,15 @@ impl Topic {
             }
             complete_to = complete_to.max(record.seq);
         }
+        for pair in self.records.windows(2).filter(|_| self.is_whole) {
+            if pair[1].last_offset < pair[0].offset {
+                let sentence = format!(
+                    "offset {}: it stands before record {}, and never behind it",
+                    pair[1].last_offset, pair[0].seq
+                );
+                findings.violation(Check::Shipped, at.with_seq(pair[1].seq), sentence);
+            }
+        }
     }
 }
 
@@ -117,8 +128,7 @@ impl Shipped {
         let mut shipped = Self::new(journal, others.clone());
         let all: Vec<_> = Partition::all().collect();
         read::each(config, &all, 0, &mut |found| {
-            let message = found.message.clone();
-            shipped.see(found.partition, found.offset, message).map_err(std::io::Error::other)?;
+            shipped.see(found).map_err(std::io::Error::other)?;
             Ok(true)
         })
         .map_err(|e| CannotRead(format!("reading Kafka: {e}")))?;
@@ -128,12 +138,8 @@ impl Shipped {
     /// A message, where it stands. In the order of their offsets.
     ///
     /// Errors: only a newer program can read it.
-    pub fn see(
-        &mut self,
-        partition: Partition,
-        offset: i64,
-        message: Result<Message<'_>, MessageError>,
-    ) -> Result<(), CannotRead> {
+    pub fn see(&mut self, found: &Found<'_>) -> Result<(), CannotRead> {
+        let Found { partition, offset, key, message } = found;
         let at = Where::default().with_partition(partition.get());
         let message = match message {
             Ok(message) => message,
@@ -146,7 +152,7 @@ impl Shipped {
         };
         let topic = &mut self.topics[partition.index()];
         if !topic.is_begun {
-            (topic.is_begun, topic.is_whole) = (true, offset == 0);
+            (topic.is_begun, topic.is_whole) = (true, *offset == 0);
         }
         if self.others.contains(&message.place.journal) {
             return Ok(());
@@ -158,13 +164,19 @@ impl Shipped {
             return Ok(());
         }
         self.message_count += 1;
+        let member = message.record.and_then(record::member_bytes).map(u64::to_be_bytes);
+        if *key != member.as_ref().map(<[u8; 8]>::as_slice) {
+            let sentence = format!("offset {offset} has another key than its member's");
+            self.findings.violation(Check::Shipped, at.with_seq(message.place.seq), sentence);
+        }
         let entry = Entry {
             seq: message.place.seq,
             hash: message.record.map_or(0, xxhash_rust::xxh3::xxh3_64),
             node_time: message.place.node_time,
             prev_seq: message.prev_seq,
             prev_seq_min: message.prev_seq,
-            offset,
+            offset: *offset,
+            last_offset: *offset,
             incarnation: message.place.incarnation,
         };
         if message.record.is_some() {
@@ -193,6 +205,7 @@ impl Shipped {
                     let sentence = format!("offsets {} and {} differ", first.offset, again.offset);
                     findings.violation(Check::Shipped, at.with_seq(first.seq), sentence);
                 }
+                first.last_offset = again.offset;
                 first.prev_seq = first.prev_seq.max(again.prev_seq);
                 first.prev_seq_min = first.prev_seq_min.min(again.prev_seq);
                 true

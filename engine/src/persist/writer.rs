@@ -45,6 +45,11 @@ const CATCH_UP_FACTOR: usize = 4;
 const TRIES: u32 = 3;
 /// Pause after the first failure; doubled up to the second figure. Units: milliseconds.
 const BACKOFF_MS: (u64, u64) = (20, 5_000);
+/// A failure is over once a batch was stored, or so long without another. Units: milliseconds.
+///
+/// † Not once a step went well [behind Kafka the first one after a re-read finds nothing yet: the
+/// pause never grew, and what was wrong was told for milliseconds at a time].
+const CALM_MS: u64 = 2 * BACKOFF_MS.1;
 /// How long a rewind request may stay unanswered before it is made again. Units: milliseconds.
 const REWIND_AGAIN_MS: u64 = 5_000;
 /// How often the map of partitions is looked at, where no batch finds that it has changed.
@@ -118,7 +123,15 @@ pub struct ShardWriter<L, S> {
     parked: Parked,
     letters_due_ms: u64,
     marked_at_ms: u64,
+    /// What the database has is not known, and read before anything else.
+    is_in_doubt: bool,
+    /// Without a success in between.
     failures: u32,
+    failed_at_ms: u64,
+    /// Only a newer program can read what comes: what is stored meanwhile does not change that.
+    needs_newer: bool,
+    /// In this step.
+    has_stored: bool,
     /// The last poll left records behind.
     is_behind: bool,
     batch: LogBatch,
@@ -154,7 +167,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         if let Some(map) = map {
             writer.take_map(map);
         }
-        writer.failures = 0;
+        writer.is_in_doubt = false;
         if writer.map.is_some() {
             writer.compare_opening(&rows);
         }
@@ -163,7 +176,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             if !error.is_transient() {
                 return Err(error);
             }
-            writer.failed(&error.into());
+            writer.failed(&error.into(), 0);
         }
         for row in rows {
             writer.shard_status().set_node_time(row.at);
@@ -190,7 +203,11 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             parked: Parked::default(),
             letters_due_ms: 0,
             marked_at_ms: 0,
-            failures: 1,
+            is_in_doubt: true,
+            failures: 0,
+            failed_at_ms: 0,
+            needs_newer: false,
+            has_stored: false,
             is_behind: false,
             batch: LogBatch::default(),
             plan: Vec::new(),
@@ -236,25 +253,29 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     ///
     /// Units: `now_ms` is monotonic.
     pub fn step(&mut self, now_ms: u64, is_urgent: bool) -> Next {
+        self.has_stored = false;
         match self.try_step(now_ms, is_urgent) {
             Ok(next) => {
-                if self.failures > 0 {
+                let is_over = self.has_stored && !self.needs_newer;
+                if self.failures > 0 && (is_over || now_ms >= self.failed_at_ms + CALM_MS) {
                     self.failures = 0;
                     self.shard_status().set_error(None);
                 }
                 next
             }
-            Err(error) => self.failed(&error),
+            Err(error) => self.failed(&error, now_ms),
         }
     }
 
     /// Backs off, and reads again from what the database has.
-    fn failed(&mut self, error: &Failure) -> Next {
+    fn failed(&mut self, error: &Failure, now_ms: u64) -> Next {
+        // The last outcome may be unknown: what counts is what the database says.
+        self.is_in_doubt = true;
         if let Failure::Store(StoreError::Map { .. }) = error {
             // Nothing is wrong: the next step reads the new map first.
-            self.failures = self.failures.max(1);
             return Next::Now;
         }
+        self.needs_newer = matches!(error, Failure::Newer(_));
         self.shard_status().retries.fetch_add(1, Ordering::Relaxed);
         let text = error.to_string();
         if self.shard_status().last_error().as_deref() != Some(&text) {
@@ -264,13 +285,14 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         self.resync();
         let pause = BACKOFF_MS.0 << self.failures.min(16);
         self.failures += 1;
+        self.failed_at_ms = now_ms;
         Next::AfterMs(pause.min(BACKOFF_MS.1))
     }
 
     fn try_step(&mut self, now_ms: u64, is_urgent: bool) -> Result<Next, Failure> {
-        if self.failures > 0 {
-            // The last outcome may be unknown: what counts is what the database says.
+        if self.is_in_doubt {
             self.reread()?;
+            self.is_in_doubt = false;
         }
         if now_ms >= self.map_due_ms {
             self.map_due_ms = now_ms + MAP_EVERY_MS;
@@ -580,6 +602,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         } else {
             self.store.apply(&batch)?;
         }
+        self.has_stored = true;
         self.committed.extend(moves.iter().map(|m| (m.stream, m.next)));
         self.count(&moves, &letters);
         for letter in letters {

@@ -138,6 +138,13 @@ impl Site {
         self.config = lines.join("\n");
     }
 
+    /// Leaves one setting as it is without a word.
+    pub fn unset(&mut self, key: &str) {
+        let is_other = |line: &&str| !line.starts_with(&format!("{key} = "));
+        let lines: Vec<&str> = self.config.lines().filter(is_other).collect();
+        self.config = lines.join("\n");
+    }
+
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.env.retain(|(n, _)| n != name);
         self.env.push((name.to_owned(), value.to_owned()));
@@ -145,6 +152,11 @@ impl Site {
 
     pub fn clear_env(&mut self, name: &str) {
         self.env.retain(|(n, _)| n != name);
+    }
+
+    /// What commands on this site are to find in their environment.
+    pub fn env(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.env.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     pub fn data(&self) -> &Path {

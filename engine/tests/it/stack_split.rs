@@ -20,7 +20,7 @@ use crate::stack_servers::{Flavour, Servers};
 const DATABASE: &str = "onrush";
 
 /// Has the rows go to the first `count` of these servers' databases.
-fn use_databases(site: &mut Site, servers: &Servers, count: usize, with_replicas: bool) {
+pub fn use_databases(site: &mut Site, servers: &Servers, count: usize, with_replicas: bool) {
     let url = |server: String| format!("\"{}\"", servers.url(&server, DATABASE));
     let urls: Vec<_> = (0..count).map(|n| url(format!("db-{n}"))).collect();
     site.set("store.kind", "\"mysql\"");

@@ -3,6 +3,7 @@
 use super::*;
 use crate::audit::beside::Others;
 use crate::kernel::record::HEADER_LEN;
+use crate::ship::kafka::message::{Message, MessageError};
 
 const JOURNAL: JournalId = JournalId::new(0xfeed);
 const LAST: u64 = 60;
@@ -16,6 +17,13 @@ struct Sent {
     prev_seq: u64,
     /// `None`: a mark.
     record: Option<Vec<u8>>,
+    has_other_key: bool,
+}
+
+impl Sent {
+    fn of(partition: u8, place: Place, prev_seq: u64, record: Option<Vec<u8>>) -> Self {
+        Self { partition, journal: JOURNAL, place, prev_seq, record, has_other_key: false }
+    }
 }
 
 fn partition_of(seq: u64) -> u8 {
@@ -48,11 +56,10 @@ fn topic() -> Vec<Sent> {
         let partition = partition_of(seq);
         let prev_seq = std::mem::replace(&mut before[usize::from(partition)], seq);
         let record = Some(bytes(seq));
-        all.push(Sent { partition, journal: JOURNAL, place: place(seq), prev_seq, record });
+        all.push(Sent::of(partition, place(seq), prev_seq, record));
     }
     for (partition, prev_seq) in (0..).zip(before) {
-        let place = place(LAST);
-        all.push(Sent { partition, journal: JOURNAL, place, prev_seq, record: None });
+        all.push(Sent::of(partition, place(LAST), prev_seq, None));
     }
     all
 }
@@ -67,9 +74,12 @@ fn audit(topic: &[Sent], from: u64, first_offset: i64) -> Vec<String> {
         let place = crate::ship::log::Place { journal: sent.journal, incarnation, seq, node_time };
         let prev_seq = Seq::new(sent.prev_seq);
         let message = Message { partition, place, prev_seq, record: sent.record.as_deref() };
-        let offset = &mut offsets[partition.index()];
-        shipped.see(partition, *offset, Ok(message)).unwrap();
-        *offset += 1;
+        let key = message.record.and_then(record::member_bytes).map(u64::to_be_bytes);
+        let key = key.map(|member| if sent.has_other_key { member.map(|b| !b) } else { member });
+        let (offset, message) = (offsets[partition.index()], Ok(message));
+        let key = key.as_ref().map(<[u8; 8]>::as_slice);
+        shipped.see(&Found { partition, offset, key, message }).unwrap();
+        offsets[partition.index()] += 1;
     }
     judge(shipped, from)
 }
@@ -112,7 +122,7 @@ fn what_is_right_is_found_right() {
 #[test]
 fn what_was_tampered_with_is_found_each_time() {
     type Tamper = fn(&mut Vec<Sent>);
-    let ways: [(&str, Tamper); 20] = [
+    let ways: [(&str, Tamper); 22] = [
         ("a record in the middle is gone", |t| drop(t.remove(30))),
         ("the first record is gone", |t| drop(t.remove(0))),
         ("a partition's last record is gone", |t| drop(t.remove(59))),
@@ -124,11 +134,13 @@ fn what_was_tampered_with_is_found_each_time() {
         ("a record's time differs", |t| t[10].place.node_time = NodeTime::new(1)),
         ("a record's incarnation differs", |t| t[10].place.incarnation = Incarnation::new(9)),
         ("a record stands in another partition", |t| t[10].partition = 12),
+        ("a record has another member's key", |t| t[10].has_other_key = true),
         ("a record has another's number", |t| t[10].place.seq = Seq::new(13)),
         ("two records have changed places", |t| {
             let (a, b) = (t[10].record.clone(), t[14].record.clone());
             (t[10].record, t[14].record) = (b, a);
         }),
+        ("two messages have changed places", |t| t.swap(7, 11)),
         ("a record comes again with other bytes", |t| {
             let mut again = t[10].clone();
             again.record = Some(bytes(98));
@@ -168,9 +180,10 @@ fn what_was_tampered_with_is_found_each_time() {
 #[test]
 fn a_message_that_is_none_is_found_and_a_newer_one_stops_the_audit() {
     let partition = Partition::new(3).unwrap();
+    let none = |error| Found { partition, offset: 0, key: None, message: Err(error) };
     let mut shipped = Shipped::new(JOURNAL, Others::new());
-    shipped.see(partition, 0, Err(MessageError::Kind(9))).unwrap();
+    shipped.see(&none(MessageError::Kind(9))).unwrap();
     assert_eq!(judge(shipped, LAST + 1).len(), 1);
     let mut shipped = Shipped::new(JOURNAL, Others::new());
-    assert!(shipped.see(partition, 0, Err(MessageError::Version { found: 2 })).is_err());
+    assert!(shipped.see(&none(MessageError::Version { found: 2 })).is_err());
 }

@@ -18,13 +18,26 @@ use crate::persist::store::StoreError;
 /// What a session is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Use {
+    /// Batches, one after the other: it says something every second or so.
+    Persist,
     Write,
     Read,
 }
 
-/// How long the server keeps a session that says nothing. So one that was cut off lets go of its
-/// locks. Units: seconds.
-const IDLE_S: u32 = 120;
+impl Use {
+    /// How long the server keeps a session that says nothing. So one that was cut off in the midst
+    /// of a transaction lets go of its locks, and whoever takes its place can go on.
+    ///
+    /// Units: seconds.
+    const fn idle_s(self) -> u32 {
+        match self {
+            // Longer than another database may hold their common thread up.
+            Self::Persist => 30,
+            Self::Write | Self::Read => 120,
+        }
+    }
+}
+
 /// How long a statement waits for a row that another session has locked. Units: seconds.
 const LOCK_WAIT_S: u32 = 5;
 /// How long the server waits for a reader that is slow to take its rows. Units: seconds.
@@ -122,14 +135,15 @@ impl Session {
             timeout: endpoint.read_timeout,
         };
         let isolation = match of {
-            Use::Write => "READ COMMITTED",
+            Use::Persist | Use::Write => "READ COMMITTED",
             Use::Read => "REPEATABLE READ",
         };
         session.query(&format!("SET SESSION TRANSACTION ISOLATION LEVEL {isolation}")).await?;
         let settings = format!(
-            "SET SESSION wait_timeout = {IDLE_S}, innodb_lock_wait_timeout = {LOCK_WAIT_S}, \
+            "SET SESSION wait_timeout = {}, innodb_lock_wait_timeout = {LOCK_WAIT_S}, \
              net_write_timeout = {SLOW_READER_S}, time_zone = '+00:00', \
-             sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
+             sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
+            of.idle_s()
         );
         session.query(&settings).await?;
         let packet = session.rows("SELECT @@max_allowed_packet", ()).await?;

@@ -55,7 +55,7 @@ impl MySqlStore {
         shard: DatabaseShard,
         layout: Layout,
     ) -> Result<Self, StoreError> {
-        let link = Link::new(endpoint, Use::Write)?;
+        let link = Link::new(endpoint, Use::Persist)?;
         Ok(Self { link, shard, layout, has_rewinds: true, month: None, batches_to_next_try: 0 })
     }
 

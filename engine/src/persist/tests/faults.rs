@@ -124,4 +124,6 @@ fn ledgers_sum_to_zero_and_rolled_up_stock_equals_the_rows_at_every_commit(on: O
     bench.assert_complete();
 }
 
+also_over_kafka! { ledgers_sum_to_zero_and_rolled_up_stock_equals_the_rows_at_every_commit }
+
 on_every_store! { ledgers_sum_to_zero_and_rolled_up_stock_equals_the_rows_at_every_commit }

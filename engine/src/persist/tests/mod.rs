@@ -2,6 +2,7 @@
 //! that die, and the database shards must end with what a naive fold of the records gives.
 
 mod backends;
+mod backlog;
 mod faults;
 mod histories;
 mod letters;
@@ -251,17 +252,42 @@ impl Bench {
         }
     }
     fn is_done(&self) -> bool {
+        layout().shards().all(|shard| self.has_all(shard))
+    }
+    /// Whether a database shard has everything, but for what an alarm holds.
+    fn has_all(&self, shard: DatabaseShard) -> bool {
         if self.rig.is_some() {
             let head = self.generator.frames.head_seq();
-            let mut shards = layout().shards();
-            return shards.all(|s| over_kafka::is_stored(&*self.databases.reader(s), s, head));
+            return over_kafka::is_stored(&*self.databases.reader(shard), shard, head);
         }
-        self.writers.iter().all(|w| w.has_stored(w.head_seq()))
+        let writer = &self.writers[shard.index()];
+        writer.has_stored(writer.head_seq())
+    }
+    /// How far the database shards are, as the node knows.
+    fn known(&self) -> &Arc<PersistStatus> {
+        self.rig.as_ref().map_or(&self.status, Rig::status)
+    }
+    /// What a person is told, by the node and by the writers.
+    fn alarms(&self) -> Vec<String> {
+        let of_node = self.rig.iter().flat_map(|rig| rig.status().alarms());
+        self.status.alarms().into_iter().chain(of_node).collect()
+    }
+    /// Steps until it is so. Through Kafka that takes its time.
+    fn step_until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        for _ in 0..self.steps_max() {
+            if holds(self) {
+                return;
+            }
+            self.step_all();
+        }
+        panic!("never so: {what}");
+    }
+    fn steps_max(&self) -> u32 {
+        // Behind Kafka a step takes 10 ms, and a busy machine its time.
+        if self.rig.is_some() { 60_000 } else { 10_000 }
     }
     fn catch_up(&mut self) {
-        // Behind Kafka a step takes 10 ms, and a busy machine its time.
-        let steps = if self.rig.is_some() { 60_000 } else { 10_000 };
-        for _ in 0..steps {
+        for _ in 0..self.steps_max() {
             if self.is_done() {
                 return;
             }

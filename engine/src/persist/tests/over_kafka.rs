@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::bounded;
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::layout;
-use super::stack_brokers::broker;
+use super::stack_brokers::{admin_options, block_on, broker};
 use crate::clock::{Clock, RealClock};
 use crate::config::KafkaConfig;
 use crate::persist::lazy::{LazyStore, OpenStore};
+use crate::persist::lost_tail::Opening;
 use crate::persist::sqlite::SqliteStore;
 use crate::persist::status::PersistStatus;
 use crate::persist::store::{Store, StoreReader};
 use crate::persist::watch::Watch;
-use crate::ship::frames::{FrameSource as _, MemoryFrames};
+use crate::ship::frames::{FrameSource as _, JournalHead, MemoryFrames};
 use crate::ship::kafka::driver::{self, Ship};
 use crate::ship::kafka::pump::{self, Pump};
 use crate::ship::kafka::topic::Topics;
@@ -60,6 +62,9 @@ impl Log for AnyLog {
 /// A shipper on a topic of its own, and the consumers that were started.
 pub struct Rig {
     config: KafkaConfig,
+    folder: PathBuf,
+    /// As the node knows how far its database shards are.
+    status: Arc<PersistStatus>,
     ship: Option<Ship>,
     watch: Option<Watch>,
     pumps: Vec<Pump>,
@@ -79,18 +84,62 @@ impl Rig {
             ..KafkaConfig::default()
         };
         Topics::connect(&config).unwrap().init().unwrap();
+        let status = Arc::new(PersistStatus::new(layout()));
+        let folder = folder.to_owned();
+        let mut rig = Self { config, folder, status, ship: None, watch: None, pumps: Vec::new() };
+        rig.serve(frames);
+        rig
+    }
+
+    /// The node's part: ships, and asks how far the database shards are.
+    fn serve(&mut self, frames: MemoryFrames) {
         let (standings_in, standings) = bounded(64);
         let journal = frames.head().journal;
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-        let ship = driver::start(config.clone(), layout(), frames, standings, clock).unwrap();
-        let folder = PathBuf::from(folder);
+        let ship = driver::start(self.config.clone(), layout(), frames, standings, clock).unwrap();
+        let folder = self.folder.clone();
         let open: OpenStore = Arc::new(move |shard| {
             Ok(Box::new(SqliteStore::open(&folder, shard, layout())?) as Box<dyn Store>)
         });
         let stores = layout().shards().map(|s| LazyStore::new(s, Arc::clone(&open))).collect();
-        let status = Arc::new(PersistStatus::new(layout()));
-        let watch = Watch::start(stores, journal, status, standings_in).unwrap();
-        Self { config, ship: Some(ship), watch: Some(watch), pumps: Vec::new() }
+        let status = Arc::clone(&self.status);
+        self.watch = Some(Watch::start(stores, journal, status, standings_in).unwrap());
+        self.ship = Some(ship);
+    }
+
+    /// The node ends, and one on another copy of its journal takes its place.
+    pub fn reopen(&mut self, frames: &MemoryFrames) {
+        self.end_node();
+        self.status = Arc::new(PersistStatus::new(layout()));
+        let JournalHead { journal, incarnation: next, seq: last, .. } = frames.head();
+        self.status.set_opening(Opening { journal, next, last });
+        self.serve(frames.clone());
+    }
+
+    /// Deletes everything that stands in the topic by now, as retention does.
+    pub fn lose_all(&self) {
+        let mut list = TopicPartitionList::new();
+        for partition in Partition::all() {
+            let (topic, raw) = (&self.config.topic, i32::from(partition.get()));
+            list.add_partition_offset(topic, raw, Offset::End).unwrap();
+        }
+        let deleting = broker().admin().delete_records(&list, &admin_options());
+        let deleted = block_on(deleting).unwrap();
+        deleted.elements().iter().for_each(|e| e.error().unwrap());
+    }
+
+    /// How far the database shards are, as the node knows.
+    pub fn status(&self) -> &Arc<PersistStatus> {
+        &self.status
+    }
+
+    fn end_node(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.stop();
+        }
+        if let Some(ship) = self.ship.take() {
+            ship.stop(Duration::ZERO);
+        }
     }
 
     pub fn ship(&self) -> &Ship {
@@ -114,12 +163,7 @@ impl Drop for Rig {
         for pump in self.pumps.drain(..) {
             pump.stop();
         }
-        if let Some(watch) = self.watch.take() {
-            watch.stop();
-        }
-        if let Some(ship) = self.ship.take() {
-            ship.stop(Duration::ZERO);
-        }
+        self.end_node();
     }
 }
 

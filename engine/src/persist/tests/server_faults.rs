@@ -30,6 +30,8 @@ struct Proxy {
 const AFTER: u8 = 1;
 /// The COMMIT is not passed on.
 const BEFORE: u8 = 2;
+/// Nothing is passed on any more, and neither end hears why.
+const SILENT: u8 = 3;
 
 impl Proxy {
     fn new(server: u16) -> Self {
@@ -51,6 +53,12 @@ impl Proxy {
                             BEFORE if is_commit => {
                                 rule.store(0, Ordering::Relaxed);
                                 return false;
+                            }
+                            SILENT if is_commit => {
+                                rule.store(0, Ordering::Relaxed);
+                                loop {
+                                    thread::park();
+                                }
                             }
                             _ => {}
                         }
@@ -100,6 +108,32 @@ fn a_commit_whose_answer_is_lost_is_applied_once(flavour: Flavour) {
     bench.catch_up();
     bench.assert_complete();
     assert!(bench.sum_of(|s| &s.retries) >= 20, "{}", bench.sum_of(|s| &s.retries));
+    assert_eq!(bench.status.alarms(), [""; 0]);
+}
+
+/// A writer whose machine is gone: its server hears nothing, and keeps its transaction open.
+fn a_session_that_was_cut_off_in_mid_transaction_is_waited_for_for_a_bounded_time(
+    flavour: Flavour,
+) {
+    let server = shared(flavour);
+    let proxy = Proxy::new(server.port("db-0"));
+    let mut databases = Databases::on(server, layout());
+    (databases.port, databases.patience) = (Some(proxy.port), Duration::from_secs(2));
+    let mut bench = Bench::with(databases, 81, 300);
+    bench.catch_up();
+    bench.generator.write(400);
+    proxy.rule.store(SILENT, Ordering::Relaxed);
+    bench.step(1);
+    let error = bench.status.shard(shard(1)).last_error().unwrap();
+    assert!(error.contains("no answer to COMMIT"), "{error}");
+    let clock = crate::clock::RealClock::new();
+    bench.step(1);
+    let error = bench.status.shard(shard(1)).last_error();
+    assert!(error.is_some(), "its rows are locked");
+    bench.catch_up();
+    let waited = Duration::from_nanos(crate::clock::Clock::monotonic_ns(&clock));
+    assert!(waited < Duration::from_secs(90), "{waited:?}");
+    bench.assert_complete();
     assert_eq!(bench.status.alarms(), [""; 0]);
 }
 
@@ -342,6 +376,7 @@ fn two_that_write_the_same_databases_at_once_apply_every_record_once(flavour: Fl
 
 on_every_server! {
     a_commit_whose_answer_is_lost_is_applied_once,
+    a_session_that_was_cut_off_in_mid_transaction_is_waited_for_for_a_bounded_time,
     a_deadlock_is_tried_again,
     a_session_killed_in_mid_transaction_is_rolled_back_and_tried_again,
     a_row_that_stays_locked_holds_the_batch_up_for_a_bounded_time,

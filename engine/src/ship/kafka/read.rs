@@ -32,6 +32,7 @@ pub enum ReadError {
 pub struct Found<'a> {
     pub partition: Partition,
     pub offset: i64,
+    pub key: Option<&'a [u8]>,
     pub message: Result<Message<'a>, MessageError>,
 }
 
@@ -101,6 +102,7 @@ pub fn each(
         let found = Found {
             partition: unread.partition,
             offset: message.offset(),
+            key: message.key(),
             message: Message::decode(bytes, raw),
         };
         if unread.next >= unread.high {

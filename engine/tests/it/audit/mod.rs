@@ -64,7 +64,7 @@ fn right() -> &'static Right {
 
 /// The report must have a violation of this check whose place names all that `at` names.
 #[track_caller]
-fn assert_found(name: &str, report: &AuditReport, check: Check, at: Where) {
+pub fn assert_found(name: &str, report: &AuditReport, check: Check, at: Where) {
     let part = |asked: Option<String>, told: Option<String>| asked.is_none() || asked == told;
     let names = |told: &Where| {
         part(at.member.map(|x| x.to_string()), told.member.map(|x| x.to_string()))

@@ -5,8 +5,10 @@
 mod clock;
 mod events;
 mod faults;
+mod live;
 #[cfg(feature = "kafka-tls")]
 mod secure;
+mod tampered;
 mod topics;
 
 use std::fs::File;
@@ -59,7 +61,17 @@ impl Shop {
     pub fn kafka(&self, command: &str) -> (Option<i32>, String, String) {
         // Written when a node is about to be started.
         let _ = self.site.serve();
-        run(onrush().args(["kafka", command, "--config"]).arg(self.site.path("onrush.toml")))
+        let mut kafka = onrush();
+        kafka.args(["kafka", command, "--config"]).arg(self.site.path("onrush.toml"));
+        run(kafka.envs(self.site.env()))
+    }
+
+    /// Everything held against everything, of a node that does not run.
+    pub fn audit_all(&self) -> (Option<i32>, String, String) {
+        let _ = self.site.serve();
+        let mut command = onrush();
+        command.args(["audit", "--all", "--config"]).arg(self.site.path("onrush.toml"));
+        run(command.arg("--data").arg(self.site.data()).envs(self.site.env()))
     }
 
     /// A persist process on the site's settings and database shards.
@@ -73,6 +85,7 @@ impl Shop {
             .arg("--data")
             .arg(self.site.data())
             .env("RUST_LOG", "info")
+            .envs(self.site.env())
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a second handle"))
             .stderr(file)

@@ -51,6 +51,54 @@ fn records_go_over_tls_with_a_login() {
     shop.site.audit();
 }
 
+/// Where a password stands that is in no file.
+const PASSWORD: &str = "ONRUSH__LOG__KAFKA__SASL_PASSWORD";
+
+#[test]
+fn a_password_from_the_environment_lets_in_and_is_shown_nowhere() {
+    let _turn = turn();
+    let mut shop = Shop::new(broker());
+    secured(&mut shop);
+    shop.site.unset("log.kafka.sasl_password_file");
+    let file = fs::read_to_string(broker().get("ONRUSH_STACK_KAFKA_PASSWORD_FILE")).unwrap();
+    let password = file.trim();
+    let mut shown = String::new();
+    let mut tell = |(code, out, err): (Option<i32>, String, String), expected: i32| {
+        assert_eq!(code, Some(expected), "{out}\n{err}");
+        shown += &(out + &err);
+    };
+    tell(shop.kafka("check"), 2);
+    shop.site.set_env(PASSWORD, password);
+    shop.site.set_env("RUST_LOG", "debug");
+    tell(shop.kafka("init"), 0);
+    tell(shop.kafka("check"), 0);
+    let node = shop.site.start();
+    node.import_members(1, 500, 10);
+    let persist = shop.persist("persist.log");
+    wait_stored(&node);
+    let print = |shop: &Shop| {
+        let mut print = onrush();
+        print.args(["config", "print", "--config"]).arg(shop.site.path("onrush.toml"));
+        run(print.envs(shop.site.env()))
+    };
+    tell(print(&shop), 0);
+    tell(shop.kafka("inspect"), 0);
+    let log = || fs::read_to_string(shop.site.path("node.log")).unwrap();
+    let logs = log() + &persist.log();
+    assert!(logs.contains("recovered") && logs.contains("partitions assigned"), "{logs}");
+    assert!(!logs.contains(password), "a password is logged");
+    assert!(node.stop().success());
+    tell(shop.audit_all(), 0);
+    // Another one does not let in, and is not shown either.
+    shop.site.set_env(PASSWORD, "not-the-right-one");
+    tell(shop.kafka("check"), 2);
+    tell(run(&mut shop.site.serve()), 2);
+    assert!(shown.contains("does not let us in"), "{shown}");
+    for secret in [password, "not-the-right-one"] {
+        assert!(!shown.contains(secret), "a password is shown: {shown}");
+    }
+}
+
 #[test]
 fn a_wrong_password_is_said_in_one_line() {
     let _turn = turn();
