@@ -215,7 +215,9 @@ fn a_watcher_that_falls_behind_misses_events_gets_the_sale_as_it_stands_and_hold
     let items: Vec<_> = skus.iter().map(|sku| (sku.as_str(), 1, 1_000, 1_000)).collect();
     open_sale(&node, "s", &items);
     let mut streams = [Connection::open_narrow(node.public), Connection::open(node.public)];
-    streams.iter_mut().for_each(|stream| stream.write(&watch("s").bytes()));
+    for stream in &mut streams {
+        stream.write(&watch("s").bytes());
+    }
     let [slow, reading] = &mut streams;
     let mut slow = Slow { events: Events::begin(slow), seen: Vec::new(), read_at: now() };
     let mut events = Events::begin(reading);
