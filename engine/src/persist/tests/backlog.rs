@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -132,8 +133,9 @@ fn ship(data: &Path, last: Seq) {
     println!("\nconnected");
     std::io::stdin().read_line(&mut String::new()).unwrap();
     durable.advance(last);
-    // Nothing more is taken: the queue is full.
-    while ship.status().last_error().is_none() {
+    // Nothing more is taken: the queue is full. One without a bound would take everything.
+    let has_all = || ship.status().records.load(Ordering::Relaxed) >= last.get();
+    while ship.status().last_error().is_none() && !has_all() {
         pause();
     }
     println!("\nfull");

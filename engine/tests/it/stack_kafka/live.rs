@@ -8,7 +8,7 @@ use std::time::Duration;
 use onrush::audit::AuditReport;
 use onrush::audit::finding::Check;
 
-use super::{PATIENCE, Shop, Stack, broker, lag, wait_stored};
+use super::{PATIENCE, Persister, Shop, Stack, broker, lag, wait_stored};
 use crate::e2e::{Node, measured, now, onrush, run, turn, wait_until};
 use crate::stack_mysql::{MEMBERS, SALE, command, redeem};
 use crate::stack_servers::{Flavour, Servers};
@@ -87,7 +87,7 @@ fn a_database_that_refused_amid_a_backlog_is_caught_up_with_once_it_is_back() {
     let _turn = turn();
     let (stack, servers) = (broker(), Servers::start(Flavour::MySql, 2, 0));
     let (shop, node) = shop_on(stack, &servers);
-    let mut persist = shop.persist("persist-0.log");
+    let mut persist = Some(shop.persist("persist-0.log"));
     wait_stored(&node);
     let (stop, first) = (AtomicBool::new(false), AtomicU64::new(0));
     let sold = thread::scope(|scope| {
@@ -98,9 +98,9 @@ fn a_database_that_refused_amid_a_backlog_is_caught_up_with_once_it_is_back() {
                 stack.order("kill", "kafka-1");
                 thread::sleep(Duration::from_secs(12));
                 stack.order("start", "kafka-1");
-                persist.kill();
-                persist = shop.persist(&format!("persist-{round}.log"));
-                let is_there = || persist.log().contains("partitions assigned");
+                persist.take().into_iter().for_each(Persister::kill);
+                let next = persist.insert(shop.persist(&format!("persist-{round}.log")));
+                let is_there = || next.log().contains("partitions assigned");
                 wait_until("somebody reads again", PATIENCE, is_there);
                 servers.kill("db-1");
                 thread::sleep(Duration::from_secs(2));
