@@ -5,6 +5,7 @@ mod client;
 pub mod cluster;
 mod comparison;
 mod faults;
+mod histories;
 mod rules;
 mod secure;
 pub mod sentinel;
