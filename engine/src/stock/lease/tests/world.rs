@@ -537,7 +537,9 @@ impl<P: Place> World<P> {
         self.wait_for_the_pool();
         for _ in 0..200_000 {
             self.step(How::Well);
-            let is_over = self.nodes.iter().all(|node| node.is_final() && node.writing.is_empty());
+            // Where all was withdrawn, nothing is sold out.
+            let is_known = |node: &Node| node.is_final() || self.total() == 0;
+            let is_over = self.nodes.iter().all(|n| is_known(n) && n.writing.is_empty());
             if is_over && self.sold() == self.total() {
                 return;
             }
