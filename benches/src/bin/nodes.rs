@@ -1,6 +1,6 @@
 //! Three nodes that share one stock through Redis, against one node: the same total on the same
 //! cores, interleaved; what a forwarded request costs more; and how long a dry node refuses while
-//! another holds a unit.
+//! another holds a unit, or once a unit has come free there.
 //!
 //! All servers share one core, the client has the other. The three nodes' requests go to the nodes
 //! that own the members, except where forwarding is what is measured. Persist is left out, as in
@@ -26,7 +26,11 @@ const CLIENT_CORE: usize = 1;
 const SECRET: &str = "nodes-of-a-bench-among-themselves";
 const NODES: usize = 3;
 /// Items of one unit each, for the dry node.
-const LAST_UNITS: usize = 60;
+const LAST_UNITS: usize = 330;
+/// Others of one unit each, that is held on one node and wanted on another.
+const FREED_UNITS: usize = 210;
+/// How long it is asked for in vain before it comes free.
+const VAIN: Duration = Duration::from_millis(250);
 
 /// Compares three nodes on Redis with one node alone
 #[derive(Parser)]
@@ -75,7 +79,11 @@ impl Requests for Redeem {
 }
 
 fn redeem(sku: &str, member: u64, key: &str) -> String {
-    let body = format!("{{\"sku\":\"{sku}\",\"quantity\":1}}");
+    redeem_with(sku, member, key, "")
+}
+
+fn redeem_with(sku: &str, member: u64, key: &str, more: &str) -> String {
+    let body = format!("{{\"sku\":\"{sku}\",\"quantity\":1{more}}}");
     format!(
         "POST /v1/sales/bench/redemptions HTTP/1.1\r\nhost: bench\r\n\
          content-type: application/json\r\nx-member-id: {member}\r\nidempotency-key: {key}\r\n\
@@ -135,7 +143,7 @@ fn main() -> std::io::Result<()> {
             three[round]
         );
     }
-    let dry = dry(&mall)?;
+    let (dry, freed) = (dry(&mall)?, freed(&mall)?);
     let figures = json!({
         "rounds": args.rounds,
         "seconds": args.seconds,
@@ -152,6 +160,11 @@ fn main() -> std::io::Result<()> {
             "refusals_followed": dry.len(),
             "until_sold_here_ms_p50": dry.value_at_quantile(0.5) as f64 / 1e3,
             "until_sold_here_ms_p99": dry.value_at_quantile(0.99) as f64 / 1e3,
+        },
+        "freed_elsewhere": {
+            "units_followed": freed.len(),
+            "until_sold_here_ms_p50": freed.value_at_quantile(0.5) as f64 / 1e3,
+            "until_sold_here_ms_p99": freed.value_at_quantile(0.99) as f64 / 1e3,
         },
         "redis": redis_figures(&mall)?,
     });
@@ -184,51 +197,122 @@ fn rate(runs: &[Run]) -> f64 {
     runs.iter().map(Run::per_second).sum()
 }
 
-/// Each item has one unit, on whatever node leased it. Every node is asked in turn: from the first
-/// refusal on, how long until the unit is sold there.
-#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
-fn dry(mall: &[Server]) -> std::io::Result<Histogram<u64>> {
-    let mut times = Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds");
-    let mut streams = Vec::new();
-    for server in mall {
-        let stream = TcpStream::connect(server.addresses[0])?;
-        stream.set_nodelay(true)?;
-        streams.push(stream);
+/// One connection to each node, and a member of each.
+struct Clients {
+    streams: Vec<TcpStream>,
+    members: Vec<u64>,
+}
+
+impl Clients {
+    fn connect(mall: &[Server]) -> std::io::Result<Self> {
+        let mut streams = Vec::new();
+        for server in mall {
+            let stream = TcpStream::connect(server.addresses[0])?;
+            stream.set_nodelay(true)?;
+            streams.push(stream);
+        }
+        let member_of =
+            |node| (1..=10_000).find(|member| owner_of(*member) == node).expect("each has some");
+        Ok(Self { streams, members: (0..NODES).map(member_of).collect() })
     }
-    let members: Vec<u64> = (0..NODES)
-        .map(|node| {
-            (1..=10_000).find(|member| owner_of(*member) == node).expect("every node has some")
-        })
-        .collect();
-    for item in 0..LAST_UNITS {
-        let (node, sku) = (item % NODES, format!("last-{item}"));
+
+    /// Asks one node for an item until it is sold there, every so often; gives the answer, and how
+    /// many were refused before it. `more` of the body, as JSON.
+    #[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+    fn buy(&mut self, node: usize, sku: &str, more: &str) -> std::io::Result<(String, u64)> {
         let began = Instant::now();
-        let mut tries = 0;
+        let mut refused = 0;
         loop {
-            let request = redeem(&sku, members[node], &format!("dry-{item}-{tries}"));
-            tries += 1;
-            match status(&mut streams[node], &request)? {
-                201 => break,
-                409 if began.elapsed() < Duration::from_secs(10) => {}
+            let (status, answer) = self.ask(node, sku, &format!("{sku}-{node}-{refused}"), more)?;
+            match status {
+                201 => return Ok((answer, refused)),
+                409 if began.elapsed() < Duration::from_secs(10) => refused += 1,
                 other => return Err(std::io::Error::other(format!("{sku}: answered {other}"))),
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        if tries > 1 {
+    }
+
+    fn ask(
+        &mut self,
+        node: usize,
+        sku: &str,
+        key: &str,
+        more: &str,
+    ) -> std::io::Result<(u16, String)> {
+        let request = redeem_with(sku, self.members[node], key, more);
+        exchange_on(&mut self.streams[node], &request)
+    }
+
+    fn cancel(&mut self, node: usize, id: &str) -> std::io::Result<()> {
+        let request = format!(
+            "POST /v1/redemptions/{id}/cancel HTTP/1.1\r\nhost: bench\r\nx-member-id: {}\r\n\
+             content-length: 0\r\n\r\n",
+            self.members[node]
+        );
+        match exchange_on(&mut self.streams[node], &request)? {
+            (200, _) => Ok(()),
+            (other, text) => Err(std::io::Error::other(format!("cancel: {other}: {text}"))),
+        }
+    }
+}
+
+fn empty_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds")
+}
+
+/// Each item has one unit, on whatever node leased it. Every node is asked in turn: from the first
+/// refusal on, how long until the unit is sold there.
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn dry(mall: &[Server]) -> std::io::Result<Histogram<u64>> {
+    let mut clients = Clients::connect(mall)?;
+    let mut times = empty_histogram();
+    for item in 0..LAST_UNITS {
+        let began = Instant::now();
+        let (_, refused) = clients.buy(item % NODES, &format!("last-{item}"), "")?;
+        if refused > 0 {
             times.saturating_record(began.elapsed().as_micros() as u64);
         }
     }
     Ok(times)
 }
 
+/// Each item's one unit is held on one node, and asked for in vain on another: from the moment in
+/// which the hold is cancelled, how long until the unit is sold on the other.
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn freed(mall: &[Server]) -> std::io::Result<Histogram<u64>> {
+    let mut clients = Clients::connect(mall)?;
+    let mut times = empty_histogram();
+    for item in 0..FREED_UNITS {
+        let (holder, buyer, sku) = (item % NODES, (item + 1) % NODES, format!("freed-{item}"));
+        let (held, _) = clients.buy(holder, &sku, ",\"hold\":true")?;
+        let id = held.split("\"id\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        let id = id.ok_or_else(|| std::io::Error::other(held.clone()))?;
+        let began = Instant::now();
+        let mut tries = 0;
+        while began.elapsed() < VAIN {
+            let (status, _) = clients.ask(buyer, &sku, &format!("vain-{item}-{tries}"), "")?;
+            assert_eq!(status, 409, "the only unit is held");
+            tries += 1;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let freed = Instant::now();
+        clients.cancel(holder, id)?;
+        clients.buy(buyer, &sku, "")?;
+        times.saturating_record(freed.elapsed().as_micros() as u64);
+    }
+    Ok(times)
+}
+
 /// Sends one request and reads its answer, whole, in one piece.
-fn status(stream: &mut TcpStream, request: &str) -> std::io::Result<u16> {
+fn exchange_on(stream: &mut TcpStream, request: &str) -> std::io::Result<(u16, String)> {
     stream.write_all(request.as_bytes())?;
     let mut answer = [0; 16 << 10];
     let length = stream.read(&mut answer)?;
     let text = std::str::from_utf8(&answer[..length]).map_err(std::io::Error::other)?;
     let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
-    status.ok_or_else(|| std::io::Error::other(text.to_owned()))
+    let status = status.ok_or_else(|| std::io::Error::other(text.to_owned()))?;
+    Ok((status, text.to_owned()))
 }
 
 /// Calls and their times, as the nodes count them.
@@ -347,10 +431,11 @@ fn fill(server: &Server, args: &Args) -> std::io::Result<()> {
     let mut items = String::from(
         r#"{"sku":"hot","name":"Hot","points":1,"stock":4000000000,"limit_per_member":4000000000}"#,
     );
-    for item in 0..LAST_UNITS {
+    let lasts = (0..LAST_UNITS).map(|item| format!("last-{item}"));
+    for sku in lasts.chain((0..FREED_UNITS).map(|item| format!("freed-{item}"))) {
         let _ = write!(
             items,
-            r#",{{"sku":"last-{item}","name":"Last","points":1,"stock":1,"limit_per_member":1}}"#
+            r#",{{"sku":"{sku}","name":"Last","points":1,"stock":1,"limit_per_member":1}}"#
         );
     }
     let sale = format!(
@@ -358,7 +443,8 @@ fn fill(server: &Server, args: &Args) -> std::io::Result<()> {
         "closes_at":"2099-01-01T00:00:00Z","hold_ttl_ms":60000,"items":[{items}]}}"#
     );
     post(server.addresses[1], "/v1/sales", "application/json", &sale)?;
-    std::thread::sleep(Duration::from_secs(1));
+    // Until every node has its lease of each.
+    std::thread::sleep(Duration::from_secs(4));
     Ok(())
 }
 

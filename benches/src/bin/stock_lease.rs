@@ -174,7 +174,7 @@ fn main() -> Result<(), AnyError> {
         })?);
         grants.push(measure(&mut control, &clock, args.seconds, || {
             let from = asker.standing.accepted;
-            let ask = PoolAsk::Grant { from, up_to: from + 1, nodes: 3, max: 1 };
+            let ask = PoolAsk::Grant { from, up_to: from + 1, need: 1, nodes: 3, max: 1 };
             let answer = node.must(&asker, ask)?;
             asker.standing.accepted = answer.view.ok_or("no view")?.granted;
             Ok(())

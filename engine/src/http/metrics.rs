@@ -206,7 +206,7 @@ impl Metrics {
     fn encode_stock(&self, out: &mut Families<'_>, core: &Core) -> fmt::Result {
         let (mut units, mut totals) = (Vec::new(), Vec::new());
         let (mut leases, mut opens, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut asks, mut dry) = (Vec::new(), Vec::new());
+        let (mut asks, mut looks, mut dry) = (Vec::new(), Vec::new(), Vec::new());
         let sales = core.catalog.sales();
         for sale in &sales {
             for item in sale.items() {
@@ -234,6 +234,7 @@ impl Metrics {
                 opens.push((labels, f64::from(u8::from(lease.is_open))));
                 epochs.push((labels, f64::from(lease.epoch)));
                 asks.push((labels, lease.asks));
+                looks.push((labels, lease.looks));
                 dry.push((labels, lease.dry_ms as f64 * MS));
             }
         }
@@ -246,6 +247,8 @@ impl Metrics {
         let help = "Epoch of the item's pool, as recorded here; 0: a node alone";
         out.gauges("stock_lease_epoch", help, None, epochs)?;
         out.counters("stock_asks", "Asks to the stock authority", asks)?;
+        let help = "Those of the asks that nothing but the time caused";
+        out.counters("stock_looks", help, looks)?;
         let help = "Time in which units were asked for here and there were none";
         out.gauges("stock_dry", help, Some(&Unit::Seconds), dry)
     }

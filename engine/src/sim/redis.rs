@@ -447,7 +447,7 @@ impl Net {
         let Server { id, store } = &mut self.servers[server];
         let pool = store.pools.entry(asker.item).or_default();
         let answer = pool.on(*id, asker, ask);
-        let has_news = pool.take_news();
+        let news = pool.take_news();
         let epoch = answer.view.as_ref().map_or(0, |view| view.epoch.number);
         let known = store.epochs.entry(asker.item).or_default();
         assert!(epoch >= *known, "epochs rise: {epoch} behind {known}");
@@ -457,8 +457,8 @@ impl Net {
             told.0 = told.0.max(asker.incarnation);
             told.1.raise(&asker.standing);
         }
-        if has_news {
-            let news = PoolNews::Changed { item: asker.item };
+        if let Some(change) = news {
+            let news = PoolNews::Changed { item: asker.item, change };
             for node in (0..self.at.len()).filter(|node| self.at[*node] == server) {
                 let due_ms = self.now_ms;
                 let what = What::News(node, news);

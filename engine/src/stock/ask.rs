@@ -69,10 +69,11 @@ pub enum PoolAsk {
     /// rebuild; begins one where the pool is missing, the server has changed, or the pool's epoch
     /// is not above `bump_above` (0: whatever it is).
     Join { home: Option<HomeStanding>, bump_above: u32 },
-    /// "Raise my granted from `from` to at most `up_to`." Size, decided by the pool:
-    /// `min(pool, clamp(pool / (2 × nodes), 1, max), up_to − from)`. What the pool could not give
-    /// is noted as wanted, for those that hold free units.
-    Grant { from: u64, up_to: u64, nodes: u32, max: u64 },
+    /// "Raise my granted from `from` to at most `up_to`; `need` of these are asked for now." Size,
+    /// decided by the pool: `min(pool, clamp(pool / (2 × nodes), 1, max), up_to − from)`; beyond
+    /// `need` only of what others do not wait for. What it needs and the pool does not have is
+    /// noted as wanted, for those that hold free units.
+    Grant { from: u64, up_to: u64, need: u64, nodes: u32, max: u64 },
     /// Nothing but the standing: returns, confirmed units, and a look at the pool.
     Tell,
     /// From the home node: the units added so far are now `added`.
@@ -108,13 +109,23 @@ pub struct PoolView {
     pub is_sold_out: bool,
     /// Rises whenever units can be sold again that could not: added, reversed, rebuilt.
     pub generation: u64,
-    /// Units that other journals, or a withdrawal, wait for.
+    /// Units that other journals, or a withdrawal, wait for; those in the pool may be some of them.
     pub wanted: u64,
 }
 
 impl PoolView {
     pub fn total(&self) -> u64 {
         self.added.saturating_sub(self.withdrawn)
+    }
+
+    /// Units that others wait for and the pool does not have.
+    pub fn lacking(&self) -> u64 {
+        self.wanted.saturating_sub(self.pool)
+    }
+
+    /// Units in the pool that nobody else waits for.
+    pub fn spare(&self) -> u64 {
+        self.pool.saturating_sub(self.wanted)
     }
 }
 
@@ -151,8 +162,34 @@ pub struct PoolAnswer {
 /// What makes a node look at an item's pool before its time comes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PoolNews {
-    /// Someone waits for units, or units have come back, or a stock generation began.
-    Changed { item: ItemIndex },
+    Changed {
+        item: ItemIndex,
+        change: Change,
+    },
     /// The connection was lost and is there again: news may have been missed.
     Reconnected,
+}
+
+/// What is new about a pool, and so whom it concerns. Of several the last one counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Change {
+    /// Somebody waits for units that the pool does not have: for those that hold some.
+    Wanted,
+    /// Units have come that somebody waits for: for those that wait.
+    Freed,
+    /// A stock generation began, or all is sold: for all.
+    Turned,
+}
+
+impl Change {
+    pub const ALL: [Self; 3] = [Self::Wanted, Self::Freed, Self::Turned];
+
+    /// As the scripts say it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wanted => "wanted",
+            Self::Freed => "freed",
+            Self::Turned => "turned",
+        }
+    }
 }

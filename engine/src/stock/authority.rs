@@ -81,7 +81,8 @@ mod tests {
         let answer = authority.answer().unwrap();
         assert_eq!(answer.refusal, None);
         assert_eq!(answer.view.unwrap().pool, 50);
-        authority.ask(asker, PoolAsk::Grant { from: 60, up_to: 200, nodes: 0, max: u64::MAX });
+        authority
+            .ask(asker, PoolAsk::Grant { from: 60, up_to: 200, need: 0, nodes: 0, max: u64::MAX });
         assert_eq!(authority.answer().unwrap().view.unwrap().granted, 110);
         assert_eq!(authority.answer(), None);
     }

@@ -22,7 +22,7 @@
 //! granted the same units to another].
 
 use super::ask::{
-    Asker, Epoch, HomeStanding, PoolAnswer, PoolAsk, PoolRefusal, PoolView, Standing,
+    Asker, Change, Epoch, HomeStanding, PoolAnswer, PoolAsk, PoolRefusal, PoolView, Standing,
 };
 use crate::planted::{self, Bug};
 use crate::units::{Incarnation, ItemIndex, JournalId, KeyHash};
@@ -32,7 +32,7 @@ mod open;
 #[cfg(test)]
 mod tests;
 
-use demand::{Backoff, Demand};
+use demand::{Backoff, Demand, Stay};
 
 /// How a lease is taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,8 +76,8 @@ pub enum LeaseEvent {
         is_missed: bool,
     },
     Answer(PoolAnswer),
-    /// Something about the item is new, or news may have been missed.
-    News,
+    /// Something about the item is new; [`Change::Turned`], where news may have been missed.
+    News(Change),
     /// The record "epoch seen" is durable.
     EpochDurable {
         epoch: Epoch,
@@ -222,6 +222,15 @@ struct Out {
     at: u64,
 }
 
+/// Why the pool is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cause {
+    /// Units are needed or moved, or something was heard.
+    Event,
+    /// Nothing but the time.
+    Time,
+}
+
 /// A withdrawal under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Withdrawal {
@@ -235,8 +244,10 @@ struct Withdrawal {
 
 /// After this long an answer is not waited for any more.
 pub const ANSWER_MS: u64 = 3_000;
-/// A node that nobody has asked for this long is looked at less often.
+/// A node that nobody has asked for this long is looked at less often, and waits for nothing.
 const DRY_MS: u64 = 5_000;
+/// A node that has nothing looks for what comes free so long after it heard that others want some.
+const WANTED_MS: u64 = 2_000;
 /// How long a withdrawal waits for units of other nodes.
 pub const WITHDRAW_MS: u64 = 1_000;
 
@@ -272,16 +283,27 @@ pub struct Lease {
     not_selling_since: u64,
     /// Gave all it had to others: takes none ahead until somebody wants one here.
     is_resting: bool,
-    /// When units last entered the line; 0: before this lease.
-    came_at: u64,
+    /// Units that are on their way in were asked for.
+    is_awaited: bool,
+    stay: Stay,
+    /// The pool is to be looked at.
     has_news: bool,
+    /// Units may be there that were waited for here.
+    is_freed: bool,
+    /// Others wait for units, as heard since the last ask; and when that was heard or seen last.
+    is_wanted: bool,
+    wanted_at: u64,
     out: Option<Out>,
     told: Standing,
     told_at: u64,
     /// The newest view: what is true of one epoch only.
     view: PoolView,
-    /// The pool keeps it until the next grant.
-    has_noted_want: bool,
+    /// Units that the pool may have noted as wanted here, until the next grant.
+    noted: u64,
+    /// A withdrawal ended without all that it was for: the pool waits for the rest of it.
+    is_noted_off: bool,
+    /// Asks that nothing but the time caused.
+    looks: u64,
     recall: Backoff,
     trouble: Backoff,
     is_reachable: bool,
@@ -314,14 +336,20 @@ impl Lease {
             is_selling: true,
             not_selling_since: 0,
             is_resting: false,
-            came_at: 0,
+            is_awaited: false,
+            stay: Stay::default(),
             has_news: false,
+            is_freed: false,
+            is_wanted: false,
+            wanted_at: 0,
             out: None,
             told: Standing::default(),
             told_at: 0,
             view: PoolView::default(),
-            has_noted_want: false,
-            recall: Backoff::new(5, 200),
+            noted: 0,
+            is_noted_off: false,
+            looks: 0,
+            recall: Backoff::new(20, 1_000),
             trouble: Backoff::new(50, 1_000),
             is_reachable: true,
             withdrawal: None,
@@ -349,6 +377,14 @@ impl Lease {
     pub fn is_withdrawing(&self) -> bool {
         self.withdrawal.is_some()
     }
+    /// Asks that nothing but the time caused: nobody had asked for more, and nothing had changed.
+    pub fn looks(&self) -> u64 {
+        self.looks
+    }
+    /// Whether the next refusal for want of a unit is worth a look at once.
+    pub fn waits_for_miss(&self) -> bool {
+        self.line == 0 && self.noted == 0 && self.out.is_none()
+    }
 
     /// Whether nothing is on its way: what can be had now is in the line.
     pub fn is_settled(&self) -> bool {
@@ -369,14 +405,19 @@ impl Lease {
         let is_busy = !self.is_settled()
             || self.withdrawal.is_some()
             || self.has_news && self.trouble.is_over(now)
-            || self.view.wanted > 0 && self.line > 0
-            || self.is_selling && self.demand.was_within(now, DRY_MS)
+            || self.is_wanted_elsewhere() && (self.line > 0 || now < self.wanted_at + WANTED_MS)
+            || self.is_selling && self.demand.was_within(now, DRY_MS) && !self.view.is_sold_out
             || !self.is_selling && self.line > 0;
         match (is_alone, is_busy) {
             (true, _) if self.is_settled() && self.withdrawal.is_none() => Pace::Never,
             (_, true) => Pace::Fast,
             _ => Pace::Slow,
         }
+    }
+
+    /// As far as is known here.
+    fn is_wanted_elsewhere(&self) -> bool {
+        self.is_wanted || self.view.lacking() > 0
     }
 
     /// Takes an event. Times are in milliseconds, and never go back.
@@ -395,12 +436,15 @@ impl Lease {
                 let fell = self.line.saturating_sub(free);
                 self.demand.see(now, fell, is_missed);
                 self.is_resting &= fell == 0 && !is_missed;
+                if fell > 0 {
+                    self.stay = Stay::default();
+                }
                 self.line = free;
                 self.standing.confirmed = self.standing.confirmed.max(confirmed);
                 self.standing.unconfirmed = self.standing.unconfirmed.max(unconfirmed);
             }
             LeaseEvent::Answer(answer) => self.answer(now, answer, actions),
-            LeaseEvent::News => self.has_news = true,
+            LeaseEvent::News(change) => self.hear(now, change),
             LeaseEvent::EpochDurable { epoch } => {
                 assert_eq!(self.next_epoch, Some(epoch), "durable before it was recorded");
                 self.enter_epoch(epoch);
@@ -410,7 +454,10 @@ impl Lease {
                 let asked = self.taking.take().expect("a take was asked for");
                 // Fewer than asked for: shards took the rest meanwhile.
                 self.line = if quantity < asked { 0 } else { self.line.saturating_sub(quantity) };
-                if quantity > 0 {
+                if quantity == 0 {
+                    // Still wanted, by whoever it was taken for.
+                    self.is_wanted = true;
+                } else {
                     self.returned += quantity;
                     assert!(self.returned <= self.standing.accepted, "more than was ever accepted");
                     let epoch = self.epoch.number;
@@ -448,6 +495,18 @@ impl Lease {
         self.step(now, actions);
     }
 
+    fn hear(&mut self, now: u64, change: Change) {
+        match change {
+            // Whoever holds nothing has nothing to look for, until it does.
+            Change::Wanted => {
+                self.is_wanted = true;
+                self.wanted_at = now;
+            }
+            Change::Freed => self.is_freed |= self.noted > 0 || self.withdrawal.is_some(),
+            Change::Turned => self.has_news = true,
+        }
+    }
+
     fn accept(&mut self, now: u64, granted: u64, actions: &mut Vec<LeaseAction>) {
         assert!(granted <= self.granted, "accepted {granted}, recorded {}", self.granted);
         let Some(quantity) = granted.checked_sub(self.standing.accepted).filter(|q| *q > 0) else {
@@ -455,7 +514,9 @@ impl Lease {
         };
         self.standing.accepted = granted;
         self.line += quantity;
-        self.came_at = now;
+        if std::mem::take(&mut self.is_awaited) {
+            self.stay.begin(now);
+        }
         actions.push(LeaseAction::Enter { quantity });
     }
 
@@ -472,39 +533,43 @@ impl Lease {
         if self.out.is_none()
             && self.next_epoch.is_none()
             && self.trouble.is_over(now)
-            && let Some(ask) = self.next_ask(now)
+            && let Some((ask, cause)) = self.next_ask(now)
         {
+            self.looks += u64::from(cause == Cause::Time);
             self.send(now, ask, actions);
         }
     }
 
     fn send(&mut self, now: u64, ask: PoolAsk, actions: &mut Vec<LeaseAction>) {
+        if let PoolAsk::Grant { need, .. } = ask {
+            // Until it is known what became of it.
+            self.noted = self.noted.max(need);
+        }
         let Holder { item, journal, incarnation } = self.holder;
         let (epoch, standing) = (self.epoch, self.standing);
         let asker = Asker { item, journal, incarnation, epoch, standing };
         self.out = Some(Out { ask: ask.clone(), under: epoch, standing, at: now });
-        self.has_news = false;
+        (self.has_news, self.is_freed, self.is_wanted) = (false, false, false);
         self.told_at = now;
         actions.push(LeaseAction::Ask(asker, ask));
     }
 
-    fn next_ask(&mut self, now: u64) -> Option<PoolAsk> {
+    fn next_ask(&mut self, now: u64) -> Option<(PoolAsk, Cause)> {
+        let join = |bump_above| PoolAsk::Join { home: self.home.clone(), bump_above };
         match self.phase {
-            Phase::Looking => (self.has_news || self.recall.is_over(now)).then(|| {
-                self.recall.fail(now);
-                PoolAsk::Inspect
-            }),
             Phase::Creating => {
                 let home = self.home.clone().expect("only the home makes a pool");
-                Some(PoolAsk::Create { home })
+                Some((PoolAsk::Create { home }, Cause::Event))
             }
-            Phase::Joining { bump_above } => {
-                Some(PoolAsk::Join { home: self.home.clone(), bump_above })
+            Phase::Joining { bump_above } => Some((join(bump_above), Cause::Event)),
+            Phase::Looking | Phase::Shut => {
+                let cause = if self.has_news { Cause::Event } else { Cause::Time };
+                let ask = if self.phase == Phase::Shut { join(0) } else { PoolAsk::Inspect };
+                (self.has_news || self.recall.is_over(now)).then(|| {
+                    self.recall.fail(now);
+                    (ask, cause)
+                })
             }
-            Phase::Shut => (self.has_news || self.recall.is_over(now)).then(|| {
-                self.recall.fail(now);
-                PoolAsk::Join { home: self.home.clone(), bump_above: 0 }
-            }),
             Phase::Open => self.next_open(now),
             Phase::Ended => None,
         }
@@ -622,7 +687,7 @@ impl Lease {
         // Nothing of an older epoch's view holds; neither does what was told.
         self.view = PoolView::default();
         self.told = Standing::default();
-        self.has_noted_want = false;
+        self.noted = 0;
         self.recall.reset();
     }
 

@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 
 use super::ask::{
-    Asker, Epoch, HomeStanding, PoolAnswer, PoolAsk, PoolRefusal, PoolView, Standing,
+    Asker, Change, Epoch, HomeStanding, PoolAnswer, PoolAsk, PoolRefusal, PoolView, Standing,
 };
 use crate::planted::{self, Bug};
 use crate::units::{Incarnation, JournalId, KeyHash};
@@ -32,7 +32,7 @@ struct Entry {
     granted: u64,
     /// What it has told of itself; `returned` counts up to `granted`.
     told: Standing,
-    /// Units that it asked for and the pool did not have.
+    /// Units that it needed and the pool did not have.
     wanted: u64,
 }
 
@@ -56,7 +56,7 @@ pub struct Pool {
     withdraw_wanted: u64,
     generation: u64,
     journals: BTreeMap<JournalId, Entry>,
-    has_news: bool,
+    news: Option<Change>,
 }
 
 impl Pool {
@@ -84,9 +84,9 @@ impl Pool {
         PoolAnswer { item, asked_under, asked, view, refusal }
     }
 
-    /// Whether something was published since the last call.
-    pub fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.has_news)
+    /// What was published since the last call.
+    pub fn take_news(&mut self) -> Option<Change> {
+        self.news.take()
     }
 
     fn lost(&self, server: KeyHash) -> bool {
@@ -189,7 +189,7 @@ impl Pool {
             epoch: Epoch { number, server },
             generation: self.generation + 1,
             journals: std::mem::take(&mut self.journals),
-            has_news: self.has_news,
+            news: self.news,
             ..Self::default()
         };
         PoolRefusal::Epoch
@@ -248,12 +248,15 @@ impl Pool {
     fn change(&mut self, journal: JournalId, ask: &PoolAsk) {
         let pool = self.size();
         match *ask {
-            PoolAsk::Grant { from, up_to, nodes, max } if self.is_open => {
+            PoolAsk::Grant { from, up_to, need, nodes, max } if self.is_open => {
+                let spare = pool.saturating_sub(self.wanted_by(|other| other != journal));
                 let entry = self.journals.get_mut(&journal).expect("it has joined");
                 if entry.granted == from {
                     let asked = up_to.saturating_sub(from);
-                    entry.granted += asked.min(share(pool, nodes, max));
-                    entry.wanted = asked.saturating_sub(pool);
+                    let need = need.min(asked);
+                    let ahead = asked.min(share(spare, nodes, max));
+                    entry.granted += ahead.max(need.min(share(pool, nodes, max)));
+                    entry.wanted = need.saturating_sub(pool);
                 }
             }
             PoolAsk::Withdraw { from, up_to, key } if self.is_open && self.withdrawn == from => {
@@ -307,10 +310,15 @@ impl Pool {
     fn tell_news(&mut self, before: Look, did_want: bool, journal: JournalId) {
         let now = self.look();
         let own = self.entry(journal).map_or(0, |e| e.wanted) + self.withdraw_wanted;
-        self.has_news |= now.generation > before.generation
-            || now.is_sold_out && !before.is_sold_out
-            || now.pool > before.pool && self.wanted_by(|_| true) > 0
-            || did_want && own > 0 && now.pool == 0;
+        let is_turned = now.generation > before.generation;
+        let news = if is_turned || now.is_sold_out && !before.is_sold_out {
+            Some(Change::Turned)
+        } else if now.pool > before.pool && self.wanted_by(|_| true) > 0 {
+            Some(Change::Freed)
+        } else {
+            (did_want && own > 0 && now.pool == 0).then_some(Change::Wanted)
+        };
+        self.news = self.news.max(news);
     }
 
     fn view(&self, server: KeyHash, journal: JournalId) -> PoolView {
@@ -319,7 +327,6 @@ impl Pool {
         }
         let own = self.entry(journal).copied().unwrap_or_default();
         let elsewhere = self.joined().filter(|(other, _)| *other != journal);
-        let pool = self.size();
         PoolView {
             epoch: self.epoch,
             is_open: self.is_open,
@@ -327,13 +334,13 @@ impl Pool {
             added: self.added,
             withdrawn: self.withdrawn,
             withdraw_key: self.withdraw_key,
-            pool,
+            pool: self.size(),
             granted: own.granted,
             returned: own.told.returned,
             confirmed_elsewhere: elsewhere.map(|(_, e)| e.sold()).sum(),
             is_sold_out: self.is_sold_out(),
             generation: self.generation,
-            wanted: self.wanted_by(|other| other != journal).saturating_sub(pool),
+            wanted: self.wanted_by(|other| other != journal),
         }
     }
 }

@@ -87,6 +87,8 @@ pub struct LeaseFigures {
     pub wanted: u64,
     /// Asks sent to the stock authority since the start.
     pub asks: u64,
+    /// Those that nothing but the time caused.
+    pub looks: u64,
     /// How long somebody asked for units and there were none here.
     pub dry_ms: u64,
     /// How often that was, until units came; and how long it took then, at the 99th percentile.

@@ -18,7 +18,7 @@ use crate::kernel::control::{ASKED_UNKNOWN, ControlCommand, ControlOutcome};
 use crate::kernel::record::AdminNote;
 use crate::planted::{self, Bug};
 use crate::shard::gate::Unavailable;
-use crate::stock::ask::{Epoch, HomeStanding, PoolAnswer, PoolNews, Standing};
+use crate::stock::ask::{Change, Epoch, HomeStanding, PoolAnswer, PoolNews, Standing};
 use crate::stock::gauges::LeaseFigures;
 use crate::stock::lease::{
     Elsewhere, Halt, Holder, Known, Lease, LeaseAction, LeaseEvent, LeaseRules, Pace, Phase,
@@ -191,12 +191,15 @@ impl Control {
     }
 
     pub(super) fn stock_news(&mut self, news: PoolNews) {
-        let items: Vec<ItemIndex> = match news {
-            PoolNews::Changed { item } => vec![item],
-            PoolNews::Reconnected => self.leases.by_item.keys().copied().collect(),
-        };
-        for item in items {
-            self.lease_event(item, LeaseEvent::News);
+        match news {
+            PoolNews::Changed { item, change } => self.lease_event(item, LeaseEvent::News(change)),
+            PoolNews::Reconnected => {
+                // It may have been anything.
+                let items: Vec<ItemIndex> = self.leases.by_item.keys().copied().collect();
+                for item in items {
+                    self.lease_event(item, LeaseEvent::News(Change::Turned));
+                }
+            }
         }
     }
 
@@ -261,7 +264,7 @@ impl Control {
             return;
         }
         of.ended_at = None;
-        let (asks, pool) = (of.asks, of.lease.view().pool);
+        let (asks, looks, pool) = (of.asks, of.lease.looks(), of.lease.view().pool);
         let (dry_spells, dry_p99_ms) = (of.dry.count(), of.dry.p99_ms());
         let is_dry = of.dry.is_open();
         // Neither here nor in the pool, and not confirmed: granted on other nodes, as last heard.
@@ -274,6 +277,7 @@ impl Control {
             confirmed,
             asks,
             asks_per_1000 = per_1000,
+            looks,
             dry_spells,
             dry_p99_ms,
             is_dry,
@@ -408,8 +412,9 @@ impl Control {
             granted: standing.accepted,
             returned: standing.returned,
             pool: lease.view().pool,
-            wanted: lease.view().wanted,
+            wanted: lease.view().lacking(),
             asks: of.asks,
+            looks: lease.looks(),
             dry_ms: of.dry.asked_ms(),
             dry_spells: of.dry.count(),
             dry_p99_ms: of.dry.p99_ms(),
@@ -417,7 +422,7 @@ impl Control {
         let has_waiting = !of.settling.is_empty() || of.ended_at.is_some();
         let pace = lease.pace(now.get()).min(if has_waiting { Pace::Fast } else { Pace::Never });
         self.parts.board.publish(item, figures);
-        if pace == Pace::Slow {
+        if pace == Pace::Slow || is_shared && lease.waits_for_miss() {
             self.parts.stock.watch(item);
         }
         self.look_again(pace);

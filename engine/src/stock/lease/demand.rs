@@ -1,4 +1,5 @@
-//! How fast an item sells on this node, and how long to wait between two vain asks.
+//! How fast an item sells on this node, how long units that came for somebody wait for him, and how
+//! long to wait between two vain asks.
 
 /// Units taken from the line of late: what a lease is taken ahead by.
 ///
@@ -40,9 +41,52 @@ impl Demand {
         self.recent_milli / MILLI
     }
 
+    /// When a unit was last taken, or asked for in vain; `None`: never.
+    pub fn last_at(&self) -> Option<u64> {
+        self.last_at
+    }
+
     /// Whether anything was asked for within so many milliseconds.
     pub fn was_within(&self, now: u64, ms: u64) -> bool {
         self.last_at.is_some_and(|at| now.saturating_sub(at) <= ms)
+    }
+}
+
+/// How long the last units stay though others wait for them: for whoever they were asked for, who
+/// may ask again in a moment. Twice as long each time that they left unsold; else they might go
+/// round among nodes for ever, and never lie where somebody asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stay {
+    ms: u64,
+    /// 0: what is here came for nobody.
+    came_at: u64,
+}
+
+impl Default for Stay {
+    fn default() -> Self {
+        Self { ms: STAY_MS, came_at: 0 }
+    }
+}
+
+const STAY_MS: u64 = 20;
+const STAY_MAX_MS: u64 = 160;
+
+impl Stay {
+    /// Units that were asked for have come.
+    pub fn begin(&mut self, now: u64) {
+        self.came_at = now;
+    }
+
+    /// What is here leaves, unsold.
+    pub fn end(&mut self) {
+        if std::mem::take(&mut self.came_at) > 0 {
+            self.ms = (self.ms * 2).min(STAY_MAX_MS);
+        }
+    }
+
+    /// Whether nobody has asked for as long, since they came or ever.
+    pub fn is_over(&self, now: u64, asked_at: Option<u64>) -> bool {
+        now >= self.came_at.max(asked_at.unwrap_or(0)) + self.ms
     }
 }
 
@@ -91,6 +135,19 @@ mod tests {
         assert_eq!(demand.ahead(), 0);
         demand.see(1_201, 0, true);
         assert_eq!(demand.ahead(), 1, "what could not be served counts");
+    }
+
+    #[test]
+    fn units_stay_for_a_moment_and_longer_each_time_they_left_unsold() {
+        let mut stay = Stay::default();
+        assert!(stay.is_over(20, None), "they came for nobody");
+        for ms in [20, 40, 80, 160, 160] {
+            stay.begin(1_000);
+            assert!(!stay.is_over(999 + ms, None) && stay.is_over(1_000 + ms, None), "{ms}");
+            assert!(!stay.is_over(1_000 + ms, Some(1_001)), "somebody asks");
+            stay.end();
+            stay.end();
+        }
     }
 
     /// [Looked at every few milliseconds, the last unit of demand never faded: it was less than one

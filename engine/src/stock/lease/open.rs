@@ -1,18 +1,19 @@
 //! The lease while its pool is open: what is asked, taken, given back and withdrawn.
 
-use super::{Elsewhere, Halt, Lease, LeaseAction, Out, Phase};
+use super::{Cause, DRY_MS, Elsewhere, Halt, Lease, LeaseAction, Out, Phase};
 use crate::planted::{self, Bug};
-use crate::stock::ask::{PoolAsk, PoolView};
+use crate::stock::ask::{PoolAsk, PoolView, Standing};
 use crate::stock::lease::demand::WINDOW_MS;
+use crate::units::KeyHash;
 
 /// Confirmed units are told this seldom, where only "sold out" depends on it.
 const TELL_MS: u64 = 30;
 /// News are looked at this seldom by a node that has nothing to give.
 const NEWS_MS: u64 = 10;
-/// A node with nothing to sell looks at the pool this often even without news.
-const LOOK_MS: u64 = 2_000;
-/// Any other node that sells looks this often: a Redis that gets its first replica is another
-/// server, and no connection breaks.
+/// Accepted units are evidence against an old copy of the data folder: told this soon.
+const EVIDENCE_MS: u64 = 2_000;
+/// A node that sells looks this often even without news: a Redis that gets its first replica is
+/// another server, and no connection breaks.
 const QUIET_MS: u64 = 30_000;
 /// A sale that is paused or over keeps its units this long.
 const KEEP_MS: u64 = 1_000;
@@ -52,16 +53,26 @@ impl Lease {
         }
         let had_news = view.generation > self.view.generation;
         self.view = view.clone();
+        if view.lacking() > 0 {
+            self.wanted_at = now;
+        }
+        match *asked {
+            PoolAsk::Join { .. } => (self.noted, self.is_noted_off) = (0, false),
+            PoolAsk::Withdraw { from, up_to, .. } if from == up_to => self.is_noted_off = false,
+            _ => {}
+        }
         self.find_withdrawal(view, actions);
-        if let PoolAsk::Grant { up_to, from, .. } = asked {
+        if let PoolAsk::Grant { need, .. } = *asked {
             let got = self.granted.saturating_sub(before);
-            self.has_noted_want = up_to > from && got == 0 && view.pool == 0;
+            self.noted = need.saturating_sub(got);
             if got > 0 {
                 self.last_grant = got;
                 self.recall.reset();
             } else {
                 self.recall.fail(now);
             }
+        } else if view.pool > 0 {
+            self.recall.reset();
         }
         if had_news {
             self.recall.reset();
@@ -84,6 +95,7 @@ impl Lease {
         if view.granted <= self.granted && !adds_up {
             return;
         }
+        self.is_awaited |= matches!(*asked, PoolAsk::Grant { need, .. } if need > 0);
         // Before the record that needs it: I1 holds in every prefix of the journal.
         if self.home.is_none() && view.granted - self.returned > self.total {
             self.total = view.total();
@@ -122,65 +134,85 @@ impl Lease {
         }
     }
 
-    pub(super) fn next_open(&mut self, now: u64) -> Option<PoolAsk> {
+    pub(super) fn next_open(&mut self, now: u64) -> Option<(PoolAsk, Cause)> {
         if let Some(home) = &self.home
             && home.added > self.view.added
         {
-            return Some(PoolAsk::Total { added: home.added });
+            return Some((PoolAsk::Total { added: home.added }, Cause::Event));
         }
         if let Some(ask) = self.next_withdraw(now) {
-            return Some(ask);
+            return Some((ask, Cause::Event));
         }
-        if let Some(units) = self.wants(now) {
+        if self.is_noted_off && self.withdrawal.is_none() {
+            let (from, key) = (self.withdrawn, KeyHash::default());
+            return Some((PoolAsk::Withdraw { from, up_to: from, key }, Cause::Event));
+        }
+        if let Some((units, need, cause)) = self.wants(now) {
             let (from, up_to) = (self.granted, self.granted.saturating_add(units));
             let (nodes, max) = (self.rules.nodes, self.rules.max);
-            return Some(PoolAsk::Grant { from, up_to, nodes, max });
+            return Some((PoolAsk::Grant { from, up_to, need, nodes, max }, cause));
         }
         let is_moved = self.standing.returned > self.told.returned
             || self.standing.unconfirmed > self.told.unconfirmed;
-        let is_last = self.line == 0 && self.view.pool == 0 && !self.view.is_sold_out;
+        if self.rules.nodes == 0 {
+            return is_moved.then_some((PoolAsk::Tell, Cause::Event));
+        }
         let is_confirmed = self.standing.confirmed > self.told.confirmed
-            && is_last
+            && self.has_confirmed_all()
             && now >= self.told_at + TELL_MS;
-        let is_alone = self.rules.nodes == 0;
-        // Accepted units are evidence against an old copy of the data folder: told at leisure.
+        let is_heard = self.has_news && (self.line > 0 || now >= self.told_at + NEWS_MS)
+            || self.is_wanted && self.line > 0;
+        if is_moved || is_confirmed || is_heard {
+            return Some((PoolAsk::Tell, Cause::Event));
+        }
         let has_accepted = self.standing.accepted > self.told.accepted;
-        let is_due = (is_last && self.is_selling || has_accepted) && now >= self.told_at + LOOK_MS;
-        // A dry node's own vain asks are news to other dry ones, and theirs to it.
-        let is_heard = self.has_news && (self.line > 0 || now >= self.told_at + NEWS_MS);
-        let is_quiet = self.is_selling && now >= self.told_at + QUIET_MS;
-        let must_look = is_heard || is_confirmed || is_due || is_quiet;
-        (is_moved || !is_alone && must_look).then_some(PoolAsk::Tell)
+        let is_due = has_accepted && now >= self.told_at + EVIDENCE_MS
+            || self.is_selling && now >= self.told_at + QUIET_MS;
+        is_due.then_some((PoolAsk::Tell, Cause::Time))
     }
 
-    /// How many units to ask for now, if any.
-    fn wants(&mut self, now: u64) -> Option<u64> {
+    /// Whether all units that came here are confirmed: before that, not all of the total can be.
+    fn has_confirmed_all(&self) -> bool {
+        let Standing { accepted, returned, confirmed, unconfirmed } = self.standing;
+        self.line == 0 && confirmed - unconfirmed == accepted - returned
+    }
+
+    /// How many units to ask for now, if any; how many of them are needed; and why now.
+    fn wants(&mut self, now: u64) -> Option<(u64, u64, Cause)> {
         if self.withdrawal.is_some() {
             return None;
         }
-        let pool = self.view.pool;
         if self.rules.nodes == 0 {
-            return (pool > 0).then_some(pool);
+            let pool = self.view.pool;
+            return (pool > 0).then_some((pool, 0, Cause::Event));
+        }
+        // What was noted as wanted would be returned by others for nobody.
+        let is_noted_in_vain = !self.is_selling || !self.demand.was_within(now, DRY_MS);
+        if self.noted > 0 && is_noted_in_vain {
+            return Some((0, 0, Cause::Time));
         }
         if !self.is_selling {
-            // What was noted as wanted would be returned by others for nobody.
-            return self.has_noted_want.then(|| {
-                self.has_noted_want = false;
-                0
-            });
+            return None;
         }
         // Units on their way in count as here.
         let have = self.line + (self.granted - self.standing.accepted);
         let ahead = self.demand.ahead().min(self.rules.max);
         let is_low = have <= ahead.max(self.last_grant / 2);
-        let is_wanted_here = self.demand.was_within(now, WINDOW_MS);
-        if pool > 0 && is_low && !self.is_resting && self.recall.is_over(now) {
-            let fair = pool / (2 * u64::from(self.rules.nodes));
-            return Some(fair.clamp(1, self.rules.max));
-        }
-        // Dry, and somebody asks: others hold some, perhaps.
-        let is_dry = have == 0 && is_wanted_here && !self.view.is_sold_out;
-        (is_dry && self.recall.is_over(now)).then(|| ahead.max(1))
+        let is_asked = self.demand.was_within(now, WINDOW_MS) && !self.view.is_sold_out;
+        let need = if is_asked { ahead.max(1).saturating_sub(have) } else { 0 };
+        let (pool, spare) = (self.view.pool, self.view.spare());
+        let can_have = is_low && !self.is_resting && (spare > 0 || need > 0 && pool > 0);
+        // Dry, and the pool is, too: others hold some, perhaps.
+        let is_dry = have == 0 && need > 0;
+        let is_over = self.recall.is_over(now) || self.is_freed;
+        (is_over && (can_have || is_dry)).then(|| {
+            let fair = (spare / (2 * u64::from(self.rules.nodes))).clamp(1, self.rules.max);
+            // What was noted is brought by others, and then heard of: asking again is for the case
+            // that nobody did.
+            let is_repeat = !can_have && self.noted > 0 && !self.is_freed;
+            let cause = if is_repeat { Cause::Time } else { Cause::Event };
+            (need.max(fair.min(spare)), need, cause)
+        })
     }
 
     /// Gives free units back that others need more.
@@ -204,15 +236,10 @@ impl Lease {
             0
         } else if is_over {
             self.line
-        } else if self.view.wanted == 0 {
+        } else if self.view.lacking() == 0 {
             0
-        } else if self.demand.was_within(now, WINDOW_MS) || now < self.came_at + WINDOW_MS {
-            // What is sold here within a moment is not worth the way; and a unit that has just come
-            // waits for whoever it was asked for, or it goes round among dry nodes for ever.
-            self.line.saturating_sub(self.demand.recent().max(1)).div_ceil(2)
         } else {
-            self.is_resting = true;
-            self.line
+            self.can_spare(now)
         };
         if quantity > 0 {
             // Asked for once: the next view says whether more is wanted.
@@ -220,6 +247,21 @@ impl Lease {
             self.taking = Some(quantity);
             actions.push(LeaseAction::Take { quantity });
         }
+    }
+
+    /// Units that others get, who wait for some: half of those that will not be sold here within a
+    /// moment, and the last ones too where nobody has asked for them in their time here.
+    fn can_spare(&mut self, now: u64) -> u64 {
+        let is_idle = self.stay.is_over(now, self.demand.last_at());
+        let sells = self.demand.was_within(now, WINDOW_MS) || !is_idle;
+        let keep = if sells { self.demand.recent().max(1) } else { 0 };
+        let spare = self.line.saturating_sub(keep).div_ceil(2);
+        if sells && (spare > 0 || !is_idle) {
+            return spare;
+        }
+        self.stay.end();
+        self.is_resting = true;
+        self.line
     }
 
     /// Units that the withdrawal at hand has got.
@@ -234,7 +276,7 @@ impl Lease {
     fn next_withdraw(&mut self, now: u64) -> Option<PoolAsk> {
         let got = self.got();
         // Its own vain asks are news to others, and theirs to it.
-        let is_heard = self.has_news && now >= self.told_at + NEWS_MS;
+        let is_heard = (self.has_news || self.is_freed) && now >= self.told_at + NEWS_MS;
         let are_returned = self.returned == self.standing.returned;
         let withdrawn = self.withdrawn;
         let is_taking = self.taking.is_some();
@@ -270,6 +312,7 @@ impl Lease {
             if got >= withdrawal.quantity || is_known && (is_over || is_vain) {
                 self.withdrawn += got;
                 self.withdrawal = None;
+                self.is_noted_off = got < withdrawal.quantity;
                 let quantity = Some(got);
                 actions.push(LeaseAction::Withdrawn { key: withdrawal.key, quantity });
                 return;
@@ -277,6 +320,7 @@ impl Lease {
         }
         if is_over && !is_out {
             self.withdrawal = None;
+            self.is_noted_off = true;
             actions.push(LeaseAction::Withdrawn { key: withdrawal.key, quantity: None });
         }
     }
@@ -295,6 +339,7 @@ impl Lease {
         }
         let (key, quantity) = (view.withdraw_key, view.withdrawn - self.withdrawn);
         self.withdrawn = view.withdrawn;
+        self.is_noted_off = true;
         actions.push(LeaseAction::WithdrawalFound { key, quantity });
     }
 }

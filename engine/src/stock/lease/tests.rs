@@ -1,6 +1,8 @@
 //! One test per † rule of the node's side, named for the history that fails without it; and
-//! random histories of several nodes, in `world.rs`.
+//! random histories of several nodes, in `histories.rs`; how fast units move, in `pace.rs`.
 
+mod histories;
+mod pace;
 mod world;
 
 use super::*;
@@ -87,8 +89,14 @@ fn asked(actions: &[LeaseAction]) -> Option<PoolAsk> {
     })
 }
 
+/// Ahead of demand.
 fn grant(from: u64, up_to: u64) -> PoolAsk {
-    PoolAsk::Grant { from, up_to, nodes: RULES.nodes, max: RULES.max }
+    PoolAsk::Grant { from, up_to, need: 0, nodes: RULES.nodes, max: RULES.max }
+}
+
+/// All of it asked for now.
+fn needed(from: u64, up_to: u64) -> PoolAsk {
+    PoolAsk::Grant { from, up_to, need: up_to - from, nodes: RULES.nodes, max: RULES.max }
 }
 
 #[test]
@@ -163,7 +171,7 @@ fn an_epoch_that_is_not_above_the_recorded_one_is_not_entered_but_raised() {
     let mut bed = Bed::open(60, 0, 60, 0);
     for number in [1, 0] {
         let strange = PoolView { epoch: Epoch { number, server: OTHER }, ..view(1) };
-        let ask = asked(&bed.on(E::News)).expect("it looks");
+        let ask = asked(&bed.on(E::News(Change::Turned))).expect("it looks");
         let actions = bed.answer(1, ask, Some(strange), Some(PoolRefusal::Epoch));
         assert_eq!(asked(&actions), Some(PoolAsk::Join { home: None, bump_above: 1 }), "{number}");
         // And back.
@@ -175,7 +183,7 @@ fn an_epoch_that_is_not_above_the_recorded_one_is_not_entered_but_raised() {
 #[test]
 fn a_return_is_told_only_once_its_record_is_durable() {
     let mut bed = Bed::open(60, 0, 60, 0);
-    bed.on(E::News);
+    bed.on(E::News(Change::Turned));
     let wanted = PoolView { granted: 60, wanted: 5, ..view(1) };
     let actions = bed.answer(1, PoolAsk::Tell, Some(wanted), None);
     assert_eq!(actions, [A::Take { quantity: 60 }], "nobody asks for one here");
@@ -192,7 +200,7 @@ fn a_return_is_told_only_once_its_record_is_durable() {
 fn a_node_that_sells_gives_half_of_what_it_does_not_sell_at_once() {
     let mut bed = Bed::open(60, 0, 60, 0);
     bed.look(50);
-    bed.on(E::News);
+    bed.on(E::News(Change::Turned));
     let wanted = PoolView { granted: 60, wanted: 1, ..view(1) };
     assert_eq!(bed.answer(1, PoolAsk::Tell, Some(wanted), None), [A::Take { quantity: 20 }]);
 }
@@ -203,16 +211,82 @@ fn a_node_that_sells_gives_half_of_what_it_does_not_sell_at_once() {
 fn a_unit_that_has_just_come_is_kept_for_a_moment_though_others_want_it() {
     let mut bed = Bed::open(60, 60, 0, 0);
     let missed = E::Seen { free: 0, confirmed: 0, unconfirmed: 0, is_missed: true };
-    assert_eq!(asked(&bed.on(missed)), Some(grant(60, 61)));
+    assert_eq!(asked(&bed.on(missed)), Some(needed(60, 61)));
     // On its way for longer than demand counts.
     bed.now += 500;
     let got = PoolView { granted: 61, returned: 60, wanted: 1, ..view(1) };
-    bed.answer(1, grant(60, 61), Some(got.clone()), None);
+    bed.answer(1, needed(60, 61), Some(got.clone()), None);
     assert_eq!(bed.on(E::AcceptDurable { granted: 61 })[0], A::Enter { quantity: 1 });
-    bed.now += 99;
+    bed.now += 19;
     assert!(!bed.look(1).contains(&A::Take { quantity: 1 }), "for whoever it was asked for");
     bed.now += 1;
     assert!(bed.look(1).contains(&A::Take { quantity: 1 }), "nobody came");
+}
+
+/// [A node that had sold its last but one unit kept the last one for ten times as long, while
+/// members were refused elsewhere.]
+#[test]
+fn the_last_units_of_a_node_that_nobody_asks_any_more_go_where_somebody_waits() {
+    let mut bed = Bed::open(60, 0, 2, 0);
+    bed.look(1);
+    bed.on(E::News(Change::Wanted));
+    let wanted = PoolView { granted: 60, wanted: 1, ..view(1) };
+    assert_eq!(bed.answer(1, PoolAsk::Tell, Some(wanted), None), []);
+    bed.now += 19;
+    assert_eq!(bed.look(1), [], "it may be sold here");
+    assert_eq!(bed.lease.pace(bed.now), Pace::Fast);
+    bed.now += 1;
+    assert_eq!(bed.look(1), [A::Take { quantity: 1 }]);
+}
+
+/// [It asked again in pauses that grew to a fifth of a second, and slept while the unit lay there.]
+#[test]
+fn a_node_that_waits_for_units_asks_as_soon_as_it_hears_of_some_and_nobody_else_does() {
+    let none = PoolView { granted: 60, ..view(1) };
+    let mut bed = Bed::open(60, 0, 0, 0);
+    assert_eq!(bed.on(E::News(Change::Freed)), [], "it waits for nothing");
+    let missed = E::Seen { free: 0, confirmed: 0, unconfirmed: 0, is_missed: true };
+    assert_eq!(asked(&bed.on(missed.clone())), Some(needed(60, 61)));
+    bed.answer(1, needed(60, 61), Some(none.clone()), None);
+    assert_eq!(asked(&bed.on(missed.clone())), None, "nothing has changed");
+    assert_eq!(asked(&bed.on(E::News(Change::Wanted))), None, "that was its own");
+    let ask = asked(&bed.on(E::News(Change::Freed)));
+    assert!(matches!(ask, Some(PoolAsk::Grant { need: 1.., .. })), "{ask:?}");
+    bed.answer(1, ask.expect("as above"), Some(none.clone()), None);
+    // Whoever it was for has gone; the next one is served at once.
+    bed.now += 150;
+    assert_eq!(asked(&bed.on(E::News(Change::Freed))), None);
+    assert_eq!(asked(&bed.on(missed)), Some(needed(60, 61)));
+    bed.answer(1, needed(60, 61), Some(none), None);
+    assert_eq!(bed.lease.looks(), 0, "each was caused by something");
+    bed.now += 5_001;
+    assert_eq!(asked(&bed.look(0)), Some(grant(60, 60)), "nobody waits any more");
+    assert_eq!(bed.lease.looks(), 1);
+}
+
+/// [A cancelled unit lay on a node that had heard, while it held nothing, that others wait.]
+#[test]
+fn a_node_that_holds_nothing_looks_what_others_want_once_something_comes_free() {
+    let mut bed = Bed::open(60, 0, 0, 0);
+    assert_eq!(bed.on(E::News(Change::Wanted)), [], "it has nothing to give");
+    assert_eq!(bed.lease.pace(bed.now), Pace::Fast);
+    bed.now += 2_000;
+    assert_eq!(bed.lease.pace(bed.now), Pace::Slow, "not for ever");
+    assert_eq!(asked(&bed.look(1)), Some(PoolAsk::Tell));
+    let wanted = PoolView { granted: 60, wanted: 1, ..view(1) };
+    let actions = bed.answer(1, PoolAsk::Tell, Some(wanted), None);
+    assert_eq!(actions, [A::Take { quantity: 1 }]);
+}
+
+#[test]
+fn what_lies_in_the_pool_for_others_is_not_asked_for_ahead_but_when_it_is_needed() {
+    let mut bed = Bed::open(60, 0, 0, 0);
+    bed.now += 20;
+    let spoken_for = PoolView { granted: 60, pool: 5, wanted: 5, ..view(1) };
+    let ask = asked(&bed.on(E::News(Change::Turned))).expect("it looks");
+    assert_eq!(bed.answer(1, ask, Some(spoken_for), None), []);
+    let missed = E::Seen { free: 0, confirmed: 0, unconfirmed: 0, is_missed: true };
+    assert_eq!(asked(&bed.on(missed)), Some(needed(60, 61)));
 }
 
 #[test]
@@ -221,11 +295,11 @@ fn a_dry_node_says_what_it_wants_ever_more_seldom_and_only_while_somebody_asks()
     let dry = |bed: &mut Bed, is_missed| {
         asked(&bed.on(E::Seen { free: 0, confirmed: 60, unconfirmed: 0, is_missed }))
     };
-    assert_eq!(dry(&mut bed, true), Some(grant(60, 61)));
+    assert_eq!(dry(&mut bed, true), Some(needed(60, 61)));
     let none = PoolView { granted: 60, ..view(1) };
     let mut pauses = Vec::new();
     for _ in 0..7 {
-        bed.answer(1, grant(60, 61), Some(none.clone()), None);
+        bed.answer(1, needed(60, 61), Some(none.clone()), None);
         let vain = bed.now;
         loop {
             bed.now += 1;
@@ -239,10 +313,10 @@ fn a_dry_node_says_what_it_wants_ever_more_seldom_and_only_while_somebody_asks()
         let out = bed.lease.out.clone().expect("it asked").ask;
         let PoolAsk::Grant { from, up_to, .. } = out else { panic!("{out:?}") };
         assert!(from == 60 && up_to > 60);
-        bed.lease.out.as_mut().expect("as above").ask = grant(60, 61);
+        bed.lease.out.as_mut().expect("as above").ask = needed(60, 61);
     }
-    assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 200]);
-    bed.answer(1, grant(60, 61), Some(none), None);
+    assert_eq!(pauses, [20, 40, 80, 160, 320, 640, 1_000]);
+    bed.answer(1, needed(60, 61), Some(none), None);
     bed.now += 1_000;
     assert!(!matches!(dry(&mut bed, false), Some(PoolAsk::Grant { .. })), "nobody asks");
 }
@@ -277,7 +351,7 @@ fn sold_out_is_final_only_by_what_the_pool_saw_at_once_and_until_a_new_generatio
     let mut bed = Bed::open(60, 0, 0, 0);
     let mut say = |view: PoolView| {
         bed.now += 20;
-        bed.on(E::News);
+        bed.on(E::News(Change::Turned));
         let ask = bed.lease.out.clone().expect("it looks").ask;
         let actions = bed.answer(1, ask, Some(view), None);
         actions.into_iter().find_map(|action| match action {
@@ -307,7 +381,7 @@ fn a_withdrawal_that_the_journal_does_not_know_is_found_with_its_key() {
     let actions = bed.answer(1, join, Some(found.clone()), None);
     assert!(actions.contains(&A::WithdrawalFound { key, quantity: 4 }), "{actions:?}");
     bed.now += 20;
-    bed.on(E::News);
+    bed.on(E::News(Change::Turned));
     let ask = bed.lease.out.clone().map(|out| out.ask);
     let actions = bed.answer(1, ask.expect("it looks"), Some(found), None);
     assert!(!actions.contains(&A::WithdrawalFound { key, quantity: 4 }), "found once");
@@ -336,6 +410,12 @@ fn a_withdrawal_gives_what_there_is_within_its_time() {
     bed.now += 600;
     let actions = bed.look(0);
     assert_eq!(actions[0], A::Withdrawn { key, quantity: Some(55) });
+    // The pool kept units for the rest of it, and others gave theirs back, for ever.
+    let (from, key) = (55, KeyHash::default());
+    let enough = PoolAsk::Withdraw { from, up_to: from, key };
+    assert_eq!(asked(&actions), Some(enough.clone()));
+    let half = PoolView { granted: 40, returned: 40, withdrawn: 55, ..view(1) };
+    assert_eq!(asked(&bed.answer(1, enough, Some(half), None)), None, "once");
 }
 
 /// [Each ask for more than there is was news to the other nodes, whose looks were news to this one:
@@ -356,7 +436,7 @@ fn a_withdrawal_of_more_than_there_is_leaves_redis_alone_between_its_asks() {
             bed.answer(1, ask, Some(PoolView { generation, ..view(1) }), None);
         }
         bed.now += 1;
-        ask = asked(&bed.on(E::News));
+        ask = asked(&bed.on(E::News(Change::Turned)));
     }
     assert!((5..=11).contains(&asks), "{asks} in 100 ms");
 }
@@ -367,7 +447,7 @@ fn what_news_are_worth_is_looked_at_again_where_nobody_answered() {
     let mut bed = Bed::open(60, 0, 60, 0);
     assert_eq!(asked(&bed.look(60)), None, "it has units, and nothing to say");
     for _ in 0..3 {
-        let ask = asked(&bed.on(E::News)).expect("it looks");
+        let ask = asked(&bed.on(E::News(Change::Turned))).expect("it looks");
         let actions = bed.answer(1, ask, None, Some(PoolRefusal::Unavailable("reset".into())));
         assert_eq!(asked(&actions), None, "not at once");
         assert_eq!(bed.lease.pace(bed.now), Pace::Slow, "nor is it waited for at once");
@@ -426,7 +506,7 @@ fn a_node_learns_the_total_before_it_accepts_units_of_it() {
     assert_eq!(asked(&bed.look(0)), Some(PoolAsk::Inspect));
     let missing = PoolView { epoch: Epoch { number: 0, server: SERVER }, ..PoolView::default() };
     bed.answer(0, PoolAsk::Inspect, Some(missing), Some(PoolRefusal::Lost));
-    assert_eq!(asked(&bed.on(E::News)), Some(PoolAsk::Inspect));
+    assert_eq!(asked(&bed.on(E::News(Change::Turned))), Some(PoolAsk::Inspect));
     let join = PoolAsk::Join { home: None, bump_above: 0 };
     let actions = bed.answer(0, PoolAsk::Inspect, Some(view(1)), None);
     assert_eq!(asked(&actions), Some(join.clone()));

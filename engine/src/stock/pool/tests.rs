@@ -27,8 +27,12 @@ impl Node {
         pool.on(SERVER, &self.0, ask)
     }
     fn grant(&mut self, pool: &mut Pool, want: u64, nodes: u32) -> u64 {
+        self.ask_for(pool, want, want, nodes)
+    }
+    /// Asks for so many, of which these are needed.
+    fn ask_for(&mut self, pool: &mut Pool, units: u64, need: u64, nodes: u32) -> u64 {
         let from = self.0.standing.accepted;
-        let ask = PoolAsk::Grant { from, up_to: from + want, nodes, max: u64::MAX };
+        let ask = PoolAsk::Grant { from, up_to: from + units, need, nodes, max: u64::MAX };
         let answer = self.ask(pool, &ask);
         assert_eq!(answer.refusal, None);
         self.0.standing.accepted = view(answer).granted;
@@ -117,7 +121,7 @@ fn a_grant_is_a_fair_share_and_one_unit_at_the_tail() {
 #[test]
 fn a_lost_answer_is_seen_in_the_next_one_and_grants_nothing_twice() {
     let (mut pool, mut a, _) = open(100);
-    let ask = PoolAsk::Grant { from: 0, up_to: 10, nodes: 1, max: 100 };
+    let ask = PoolAsk::Grant { from: 0, up_to: 10, need: 0, nodes: 1, max: 100 };
     assert_eq!(view(a.ask(&mut pool, &ask)).granted, 10);
     let again = a.ask(&mut pool, &ask);
     assert_eq!((again.refusal.clone(), view(again).granted), (None, 10));
@@ -219,7 +223,7 @@ fn an_ask_under_an_older_epoch_changes_nothing() {
     for ask in [
         PoolAsk::Tell,
         PoolAsk::Total { added: 500 },
-        PoolAsk::Grant { from: 0, up_to: 5, nodes: 1, max: 5 },
+        PoolAsk::Grant { from: 0, up_to: 5, need: 5, nodes: 1, max: 5 },
         PoolAsk::Withdraw { from: 0, up_to: 5, key: KEY },
         PoolAsk::Join { home: Some(home(100, &[1])), bump_above: 0 },
     ] {
@@ -238,7 +242,8 @@ fn another_server_is_another_life() {
     a.grant(&mut pool, 40, 1);
     let mut replica = pool.clone();
     b.grant(&mut pool, 60, 0);
-    for ask in [PoolAsk::Tell, PoolAsk::Grant { from: 60, up_to: 90, nodes: 1, max: 99 }] {
+    let ahead = PoolAsk::Grant { from: 60, up_to: 90, need: 0, nodes: 1, max: 99 };
+    for ask in [PoolAsk::Tell, ahead] {
         let answer = replica.on(OTHER_SERVER, &b.0, &ask);
         assert_eq!(answer.refusal, Some(PoolRefusal::Lost));
     }
@@ -272,7 +277,7 @@ fn a_shut_pool_grants_nothing_until_every_listed_journal_has_reported() {
     assert!(!seen.is_sold_out);
     lost.take_news();
     b.follow(&mut lost, None, SERVER);
-    assert!(lost.is_open && lost.take_news());
+    assert!(lost.is_open && lost.take_news() == Some(Change::Turned));
     assert_eq!(lost.size(), 50);
     assert_eq!(a.grant(&mut lost, 5, 1), 5);
 }
@@ -314,7 +319,7 @@ fn withdrawn_beyond_the_pools_shows_that_it_forgot() {
 #[test]
 fn a_restart_sees_the_grant_whose_answer_was_lost() {
     let (mut pool, mut a, _) = open(100);
-    a.ask(&mut pool, &PoolAsk::Grant { from: 0, up_to: 25, nodes: 1, max: 99 });
+    a.ask(&mut pool, &PoolAsk::Grant { from: 0, up_to: 25, need: 0, nodes: 1, max: 99 });
     a.0.incarnation = Incarnation::new(2);
     let answer = a.join(&mut pool);
     assert_eq!((answer.refusal.clone(), view(answer).granted), (None, 25));
@@ -336,10 +341,10 @@ fn a_total_only_rises_and_begins_a_stock_generation() {
     let (mut pool, a, _) = open(100);
     let seen = view(a.ask(&mut pool, &PoolAsk::Total { added: 150 }));
     assert_eq!((seen.added, seen.pool, seen.generation), (150, 150, 2));
-    assert!(pool.take_news());
+    assert_eq!(pool.take_news(), Some(Change::Turned));
     let seen = view(a.ask(&mut pool, &PoolAsk::Total { added: 120 }));
     assert_eq!((seen.added, seen.generation), (150, 2), "a late ask lowers nothing");
-    assert!(!pool.take_news());
+    assert_eq!(pool.take_news(), None);
 }
 
 #[test]
@@ -351,11 +356,13 @@ fn withdrawing_takes_what_there_is_and_says_whose_it_was() {
     let seen = view(a.ask(&mut pool, &ask));
     assert_eq!((seen.withdrawn, seen.withdraw_key, seen.pool), (30, KEY, 0));
     assert_eq!(seen.wanted, 20);
-    assert!(pool.take_news(), "others are asked for the rest");
+    assert_eq!(pool.take_news(), Some(Change::Wanted), "others are asked for the rest");
     let again = view(a.ask(&mut pool, &ask));
     assert_eq!(again.withdrawn, 30, "a lost answer is seen, and nothing withdrawn twice");
     b.give_back(&mut pool, 70);
-    assert!(pool.take_news());
+    assert_eq!(pool.take_news(), Some(Change::Freed));
+    assert_eq!(b.ask_for(&mut pool, 60, 0, 0), 50, "20 are the withdrawal's");
+    b.give_back(&mut pool, 50);
     let rest = PoolAsk::Withdraw { from: 30, up_to: 50, key: KEY };
     let seen = view(a.ask(&mut pool, &rest));
     assert_eq!((seen.withdrawn, seen.total(), seen.pool, seen.wanted), (50, 50, 50, 0));
@@ -380,15 +387,33 @@ fn what_the_pool_could_not_give_is_wanted_of_the_others() {
     a.grant(&mut pool, 10, 0);
     pool.take_news();
     assert_eq!(b.grant(&mut pool, 4, 2), 0);
-    assert!(pool.take_news());
+    assert_eq!(pool.take_news(), Some(Change::Wanted));
     assert_eq!(view(b.ask(&mut pool, &PoolAsk::Tell)).wanted, 0, "not of itself");
     assert_eq!(view(a.ask(&mut pool, &PoolAsk::Tell)).wanted, 4);
     let seen = a.give_back(&mut pool, 5);
-    assert_eq!((seen.pool, seen.wanted), (5, 0), "the pool has it now");
-    assert!(pool.take_news());
+    assert_eq!((seen.pool, seen.wanted, seen.lacking()), (5, 4, 0), "the pool has it now");
+    assert_eq!(seen.spare(), 1);
+    assert_eq!(pool.take_news(), Some(Change::Freed));
     assert_eq!(b.grant(&mut pool, 4, 0), 4);
-    assert!(!pool.take_news());
+    assert_eq!(pool.take_news(), None);
     assert_eq!(view(a.ask(&mut pool, &PoolAsk::Tell)).wanted, 0);
+}
+
+/// [A unit came back for a node that was asked for it, and went to another that leased ahead of a
+/// demand that it did not have.]
+#[test]
+fn what_somebody_waits_for_goes_to_those_who_need_it_and_not_to_those_who_lease_ahead() {
+    let (mut pool, mut a, mut b) = open(10);
+    a.grant(&mut pool, 10, 0);
+    b.grant(&mut pool, 1, 0);
+    a.give_back(&mut pool, 1);
+    pool.take_news();
+    assert_eq!(a.ask_for(&mut pool, 5, 0, 0), 0, "it is not asked for one");
+    assert_eq!(pool.take_news(), None, "nor does it wait");
+    a.give_back(&mut pool, 1);
+    assert_eq!(a.ask_for(&mut pool, 5, 0, 0), 1, "one is left over");
+    assert_eq!(a.ask_for(&mut pool, 5, 1, 0), 1, "who needs one has it first who comes first");
+    assert_eq!(b.grant(&mut pool, 1, 0), 0);
 }
 
 /// † "Sold out" was final while a unit could still come back.
@@ -405,12 +430,12 @@ fn sold_out_is_final_only_when_every_unit_is_confirmed() {
     b.sell(1);
     let seen = view(b.ask(&mut pool, &PoolAsk::Tell));
     assert_eq!((seen.is_sold_out, seen.confirmed_elsewhere), (true, 6));
-    assert!(pool.take_news());
+    assert_eq!(pool.take_news(), Some(Change::Turned));
     let generation = seen.generation;
     a.0.standing.unconfirmed = 2;
     let seen = view(a.ask(&mut pool, &PoolAsk::Tell));
     assert!(!seen.is_sold_out && seen.generation > generation, "reversed units are sold again");
-    assert!(pool.take_news());
+    assert_eq!(pool.take_news(), Some(Change::Turned));
 }
 
 #[test]
@@ -418,7 +443,8 @@ fn a_rebuild_begins_a_stock_generation_too() {
     let (mut pool, mut a, mut b) = open(10);
     let generation = pool.generation;
     a.ask(&mut pool, &PoolAsk::Join { home: None, bump_above: 1 });
-    assert!(pool.take_news() && pool.generation > generation);
+    assert_eq!(pool.take_news(), Some(Change::Turned));
+    assert!(pool.generation > generation);
     a.follow(&mut pool, Some(&home(10, &[1, 2])), SERVER);
     b.follow(&mut pool, None, SERVER);
     assert!(pool.is_open && pool.generation > generation + 1);

@@ -75,11 +75,17 @@ local function sum(of)
 end
 
 local function sold(entry) return math.max(0, entry.c - entry.u) end
+local function wants(entry) return entry.w end
 local function total() return math.max(0, pool.added - pool.withdrawn) end
 
 local function size()
   if not pool.open then return 0 end
   return math.max(0, total() + sum(function(e) return e.r - e.g end))
+end
+
+-- Of all others in this epoch.
+local function elsewhere(of)
+  return sum(function(entry, id) return id ~= journal and of(entry) or 0 end)
 end
 
 local function is_sold_out()
@@ -146,18 +152,19 @@ local function save()
   if #changes > 0 then redis.call('HSET', key, unpack(changes)) end
 end
 
-local function wants(entry) return entry.w end
-
+-- One word says whom it concerns: all, those that wait for units, or those that hold some.
 local function tell_news(did_want)
   local now = look()
   local own = has_joined(journal) and journals[journal].w or 0
-  if now.gen > before.gen
-    or (now.sold_out and not before.sold_out)
-    or (now.size > before.size and sum(wants) + pool.wwanted > 0)
-    or (did_want and own + pool.wwanted > 0 and now.size == 0)
-  then
-    redis.call('PUBLISH', channel, name)
+  local change
+  if now.gen > before.gen or (now.sold_out and not before.sold_out) then
+    change = 'turned'
+  elseif now.size > before.size and sum(wants) + pool.wwanted > 0 then
+    change = 'freed'
+  elseif did_want and own + pool.wwanted > 0 and now.size == 0 then
+    change = 'wanted'
   end
+  if change then redis.call('PUBLISH', channel, change .. ' ' .. name) end
 end
 
 -- Saves, tells the news, and answers: the refusal ('' for none) with its two numbers, then what
@@ -169,15 +176,11 @@ local function finish(refusal, x, y, did_want)
   save()
   tell_news(did_want)
   local own = has_joined(journal) and journals[journal] or { g = 0, r = 0 }
-  local function elsewhere(of)
-    return sum(function(entry, id) return id ~= journal and of(entry) or 0 end)
-  end
-  local free = size()
   return {
     refusal or '', x or 0, y or 0,
     pool.epoch, pool.server, pool.open and 1 or 0, sum(function() return 1 end),
-    pool.added, pool.withdrawn, pool.wkey, free, own.g, own.r, elsewhere(sold),
+    pool.added, pool.withdrawn, pool.wkey, size(), own.g, own.r, elsewhere(sold),
     is_sold_out() and 1 or 0, pool.gen,
-    math.max(0, elsewhere(wants) + pool.wwanted - free),
+    elsewhere(wants) + pool.wwanted,
   }
 end

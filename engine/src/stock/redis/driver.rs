@@ -340,10 +340,10 @@ impl Driver {
     fn hear(&mut self, heard: Heard) {
         let news = match heard {
             Heard::Subscribed => PoolNews::Reconnected,
-            Heard::Changed(name) => {
+            Heard::Changed(change, name) => {
                 let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
                 let Some(item) = names.by_name.get(name.as_str()) else { return };
-                PoolNews::Changed { item: *item }
+                PoolNews::Changed { item: *item, change }
             }
         };
         self.stats.heard();

@@ -236,7 +236,7 @@ async fn look(endpoint: &Endpoint, link: &mut Link, name: &str) -> RedisResult<O
         withdrawn: view.withdrawn,
         pool: view.pool,
         confirmed: view.confirmed_elsewhere,
-        wanted: view.wanted,
+        wanted: view.lacking(),
         is_sold_out: view.is_sold_out,
         journals,
     }))

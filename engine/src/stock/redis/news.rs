@@ -10,12 +10,13 @@ use tokio::sync::mpsc::Sender;
 
 use super::endpoint::Endpoint;
 use super::link::{server, within};
+use crate::stock::ask::Change;
 
 /// What the subscription brings.
 #[derive(Debug)]
 pub enum Heard {
-    /// An item's pool has news.
-    Changed(String),
+    /// The pool of the item of this name has news.
+    Changed(Change, String),
     /// It listens, and may have missed something before.
     Subscribed,
 }
@@ -54,8 +55,8 @@ async fn listen(endpoint: &Endpoint, turn: usize, to: &Sender<Heard>) -> RedisRe
         let next = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx));
         match tokio::time::timeout(PING_EVERY, next).await {
             Ok(Some(message)) => {
-                let Some(name) = name_in(&message) else { continue };
-                if to.send(Heard::Changed(name)).await.is_err() {
+                let Some((change, name)) = read(&message) else { continue };
+                if to.send(Heard::Changed(change, name)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -65,6 +66,10 @@ async fn listen(endpoint: &Endpoint, turn: usize, to: &Sender<Heard>) -> RedisRe
     }
 }
 
-fn name_in(message: &Msg) -> Option<String> {
-    String::from_utf8(message.get_payload_bytes().to_vec()).ok()
+/// `CHANGE NAME`, as the scripts say it; nothing else is ours.
+fn read(message: &Msg) -> Option<(Change, String)> {
+    let text = std::str::from_utf8(message.get_payload_bytes()).ok()?;
+    let (change, name) = text.split_once(' ')?;
+    let change = Change::ALL.into_iter().find(|known| known.name() == change)?;
+    Some((change, name.to_owned()))
 }

@@ -130,8 +130,9 @@ impl Call {
                     }
                 }
             }
-            PoolAsk::Grant { from, up_to, nodes, max } => {
-                args.extend([number(*from), number(*up_to), nodes.to_string(), number(*max)]);
+            PoolAsk::Grant { from, up_to, need, nodes, max } => {
+                args.extend([*from, *up_to, *need].map(number));
+                args.extend([nodes.to_string(), number(*max)]);
             }
             PoolAsk::Total { added } => args.push(number(*added)),
             PoolAsk::Withdraw { from, up_to, key } => {
@@ -279,7 +280,8 @@ mod tests {
     #[test]
     fn numbers_are_cut_to_what_lua_holds_exactly() {
         let endpoint = Endpoint::new(&RedisConfig::default()).unwrap();
-        let ask = PoolAsk::Grant { from: 1, up_to: u64::MAX, nodes: 3, max: u64::MAX };
+        let (up_to, need) = (u64::MAX, 2);
+        let ask = PoolAsk::Grant { from: 1, up_to, need, nodes: 3, max: u64::MAX };
         let sent = text(&Call::new(&endpoint, "s/k", &nobody(), &ask));
         assert_eq!(sent.matches("9007199254740991").count(), 2, "{sent}");
         assert!(sent.contains("onrush:{s/k}"), "{sent}");

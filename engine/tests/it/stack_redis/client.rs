@@ -22,11 +22,11 @@ fn an_ask_is_answered_and_its_item_told_by_news() {
         (None, b.epoch, grant(0, 2))
     });
     assert_eq!(view(dry).granted, 0);
-    one.wait_for(PoolNews::Changed { item: item(1) });
+    one.wait_for(news(item(1), Change::Wanted));
     two.news.clear();
     a.standing.returned = 5;
     assert_eq!(view(one.ask(&a, &PoolAsk::Tell)).pool, 5);
-    two.wait_for(PoolNews::Changed { item: item(1) });
+    two.wait_for(news(item(1), Change::Freed));
     assert_eq!(view(two.ask(&b, &grant(0, 2))).granted, 2);
 }
 
@@ -38,10 +38,11 @@ fn news_of_items_that_this_node_does_not_know_are_passed_over() {
     one.create(&mut a, 10, &[1]);
     one.wait_for(PoolNews::Reconnected);
     one.news.clear();
-    for name in ["sale/other", "sale/sku-1", "\u{fffd}"] {
-        server.order(&["PUBLISH", "onrush:news", name]);
+    for text in ["turned sale/other", "sale/sku-1", "new sale/sku-1", "\u{fffd}", "", " "] {
+        server.order(&["PUBLISH", "onrush:news", text]);
     }
-    one.wait_for(PoolNews::Changed { item: item(1) });
+    server.order(&["PUBLISH", "onrush:news", "turned sale/sku-1"]);
+    one.wait_for(news(item(1), Change::Turned));
     assert!(one.news.is_empty(), "{:?}", one.news);
 }
 

@@ -66,7 +66,7 @@ fn pools_live_on_all_masters_of_a_cluster_each_in_one_slot() {
         b.standing.accepted = 40;
         two.ask(&b, &grant(40, 43));
         one.ask(a, &PoolAsk::Tell);
-        two.wait_for(PoolNews::Changed { item: a.item });
+        two.wait_for(news(a.item, Change::Freed));
     }
 
     let endpoint = Endpoint::new(&config).unwrap();

@@ -122,6 +122,7 @@ impl World {
             6..=12 => PoolAsk::Grant {
                 from,
                 up_to: from + self.below(40),
+                need: if self.one_in(2) { 0 } else { self.below(45) },
                 nodes: self.below(5) as u32,
                 max: 1 + self.below(30),
             },
@@ -221,8 +222,8 @@ impl World {
             let life = &mut self.items[index];
             let at = life.at;
             let answer = life.pool.on(self.servers[at].identity, &asker, &ask);
-            if life.pool.take_news() {
-                news[at].push(name(asker.item));
+            if let Some(change) = life.pool.take_news() {
+                news[at].push(format!("{} {}", change.name(), name(asker.item)));
             }
             pipes[at].add_command(call.by_hash());
             self.live_on(index, journal, &answer);

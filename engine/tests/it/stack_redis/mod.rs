@@ -5,6 +5,7 @@ mod client;
 pub mod cluster;
 mod comparison;
 mod faults;
+mod histories;
 mod rules;
 mod secure;
 pub mod sentinel;
@@ -19,7 +20,8 @@ use std::time::Duration;
 
 use onrush::config::RedisConfig;
 use onrush::stock::ask::{
-    Asker, Epoch, HomeStanding, PoolAnswer, PoolAsk, PoolNews, PoolRefusal, PoolView, Standing,
+    Asker, Change, Epoch, HomeStanding, PoolAnswer, PoolAsk, PoolNews, PoolRefusal, PoolView,
+    Standing,
 };
 use onrush::stock::authority::StockAuthority as _;
 use onrush::stock::redis::driver::{Delivery, RedisStock};
@@ -175,7 +177,7 @@ fn home(added: u64, journals: &[u64]) -> HomeStanding {
 }
 
 fn grant(from: u64, up_to: u64) -> PoolAsk {
-    PoolAsk::Grant { from, up_to, nodes: 0, max: u64::MAX }
+    PoolAsk::Grant { from, up_to, need: up_to - from, nodes: 0, max: u64::MAX }
 }
 
 fn join(home: Option<HomeStanding>) -> PoolAsk {
@@ -291,6 +293,11 @@ impl Asking {
 /// Whether an answer says that nothing is known.
 fn is_unavailable(answer: &PoolAnswer) -> bool {
     matches!(answer.refusal, Some(PoolRefusal::Unavailable(_)))
+}
+
+/// News of an item.
+fn news(item: ItemIndex, change: Change) -> PoolNews {
+    PoolNews::Changed { item, change }
 }
 
 const KEY: KeyHash = KeyHash::new(77);

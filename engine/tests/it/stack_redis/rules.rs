@@ -123,6 +123,72 @@ fn inspect_changes_nothing_and_knows_the_server() {
 }
 
 #[test]
+fn join_lets_a_journal_in_under_the_recorded_epoch_and_grants_nothing() {
+    let (mut both, mut a, _) = Both::open(10);
+    let mut c = asker(item(1), 3);
+    let answer = both.ask(&c, &join(None));
+    assert_eq!(answer.refusal, Some(PoolRefusal::Epoch));
+    c.epoch = view(answer).epoch;
+    assert_eq!(both.refused(&c, &PoolAsk::Tell), PoolRefusal::NotJoined);
+    let seen = view(both.ask(&c, &join(None)));
+    assert_eq!((seen.reported, seen.granted, seen.pool), (3, 0, 10));
+    both.grant(&mut a, 4);
+    let again = view(both.ask(&a, &join(None)));
+    assert_eq!((again.granted, again.pool), (4, 6), "what it has stays");
+}
+
+#[test]
+fn grant_gives_a_fair_share_down_to_single_units_and_never_more_than_there_is() {
+    let (mut both, mut a, mut b) = Both::open(100);
+    let ask = |from, max| PoolAsk::Grant { from, up_to: from + 1_000, need: 0, nodes: 2, max };
+    assert_eq!(view(both.ask(&a, &ask(0, 1_000))).granted, 25, "a quarter");
+    a.standing.accepted = 25;
+    assert_eq!(view(both.ask(&a, &ask(25, 7))).granted, 32, "at most so many at once");
+    a.standing.accepted = 32;
+    assert_eq!(both.grant(&mut b, 66), 66, "nobody to share with");
+    for granted in [33, 34, 34] {
+        assert_eq!(view(both.ask(&a, &ask(a.standing.accepted, 1_000))).granted, granted);
+        a.standing.accepted = granted;
+    }
+    assert_eq!(view(both.ask(&b, &PoolAsk::Tell)).wanted, 0, "asked for ahead, wanted by nobody");
+}
+
+#[test]
+fn tell_raises_what_was_returned_confirmed_and_reversed_up_to_what_was_granted() {
+    let (mut both, mut a, mut b) = Both::open(10);
+    both.grant(&mut a, 6);
+    a.standing = Standing { returned: 2, confirmed: 3, unconfirmed: 1, ..a.standing };
+    assert_eq!(view(both.ask(&a, &PoolAsk::Tell)).pool, 6);
+    assert_eq!(view(both.ask(&b, &PoolAsk::Tell)).confirmed_elsewhere, 2);
+    b.standing.returned = 4;
+    assert_eq!(view(both.ask(&b, &PoolAsk::Tell)).pool, 6, "it was granted none");
+}
+
+#[test]
+fn total_only_rises_and_begins_a_stock_generation() {
+    let (mut both, a, _) = Both::open(10);
+    let seen = view(both.ask(&a, &PoolAsk::Total { added: 25 }));
+    assert_eq!((seen.added, seen.pool, seen.generation), (25, 25, 2));
+    let late = view(both.ask(&a, &PoolAsk::Total { added: 20 }));
+    assert_eq!((late.added, late.pool, late.generation), (25, 25, 2));
+}
+
+#[test]
+fn withdraw_takes_what_there_is_once_and_notes_the_rest_as_wanted() {
+    let (mut both, a, mut b) = Both::open(10);
+    both.grant(&mut b, 7);
+    let ask = PoolAsk::Withdraw { from: 0, up_to: 5, key: KEY };
+    let seen = view(both.ask(&a, &ask));
+    assert_eq!((seen.withdrawn, seen.withdraw_key, seen.pool, seen.lacking()), (3, KEY, 0, 2));
+    assert_eq!(view(both.ask(&a, &ask)).withdrawn, 3, "asked twice");
+    b.standing.returned = 7;
+    assert_eq!(view(both.ask(&b, &PoolAsk::Tell)).pool, 7);
+    let rest = PoolAsk::Withdraw { from: 3, up_to: 5, key: KEY };
+    let seen = view(both.ask(&a, &rest));
+    assert_eq!((seen.withdrawn, seen.total(), seen.pool, seen.wanted), (5, 5, 5, 0));
+}
+
+#[test]
 fn an_item_is_one_key() {
     let (mut both, mut a, mut b) = Both::open(10);
     both.grant(&mut a, 5);
@@ -289,11 +355,14 @@ fn a_dry_nodes_want_is_seen_by_the_others_and_told() {
     news.set_read_timeout(Some(PATIENCE)).unwrap();
     news.subscribe(both.endpoint.channel()).unwrap();
     assert_eq!(both.grant(&mut b, 3), 0);
-    assert_eq!(news.get_message().unwrap().get_payload::<String>().unwrap(), name(a.item));
-    assert_eq!(view(both.ask(&a, &PoolAsk::Tell)).wanted, 3);
+    let mut heard = || news.get_message().unwrap().get_payload::<String>().unwrap();
+    assert_eq!(heard(), format!("wanted {}", name(a.item)));
+    assert_eq!(view(both.ask(&a, &PoolAsk::Tell)).lacking(), 3);
     a.standing.returned = 4;
-    assert_eq!(view(both.ask(&a, &PoolAsk::Tell)).wanted, 0);
-    assert_eq!(news.get_message().unwrap().get_payload::<String>().unwrap(), name(a.item));
+    assert_eq!(view(both.ask(&a, &PoolAsk::Tell)).lacking(), 0);
+    assert_eq!(heard(), format!("freed {}", name(a.item)));
+    let ahead = PoolAsk::Grant { from: 10, up_to: 14, need: 0, nodes: 0, max: u64::MAX };
+    assert_eq!(view(both.ask(&a, &ahead)).granted, 11, "three of the four are spoken for");
     assert_eq!(both.grant(&mut b, 3), 3);
 }
 
@@ -321,6 +390,6 @@ fn the_largest_numbers_are_exact() {
     let most = (1 << 53) - 1;
     let seen = view(both.ask(&a, &PoolAsk::Total { added: most }));
     assert_eq!((seen.added, seen.pool), (most, most));
-    let ask = PoolAsk::Grant { from: 0, up_to: most - 1, nodes: 0, max: u64::MAX };
+    let ask = grant(0, most - 1);
     assert_eq!(view(both.ask(&a, &ask)).pool, 1);
 }

@@ -123,7 +123,7 @@ fn pools_are_asked_over_tls_by_a_user_with_no_more_rights_than_it_needs() {
     one.news.clear();
     a.standing.accepted = 10;
     one.ask(&a, &grant(10, 11));
-    one.wait_for(PoolNews::Changed { item: item(1) });
+    one.wait_for(news(item(1), Change::Wanted));
     let found = inspect::pools(&Endpoint::new(&config).unwrap(), None, None).unwrap();
     assert_eq!(found.len(), 1);
     let shown = format!("{config:?}");
