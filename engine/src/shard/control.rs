@@ -500,8 +500,13 @@ impl Control {
         self.look_at_leases();
     }
 
-    /// † Keys: a stated time after the sale's end every slot forgets them, by a record.
+    /// † Keys: a stated time after the sale's end every slot forgets them, by a record; not before
+    /// the end is durable, as the catalog has it [the journal stood still for as long: the keys'
+    /// records went before the end's, which a power loss then took].
     fn drop_old_keys(&mut self, now: NodeTime) {
+        let catalog = &self.parts.catalog;
+        let has_ended =
+            |sale| catalog.by_index(sale).is_some_and(|entry| entry.phase() >= SalePhase::Ended);
         let due: Vec<SaleIndex> = (0u32..)
             .map(SaleIndex::new)
             .zip(self.parts.state.sales())
@@ -509,6 +514,7 @@ impl Control {
                 known.phase >= SalePhase::Ended
                     && known.ended_at.plus_ms(self.parts.key_retention_ms) <= now
                     && !self.dropped.contains(sale)
+                    && has_ended(*sale)
             })
             .map(|(sale, _)| sale)
             .collect();
