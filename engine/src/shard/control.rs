@@ -254,6 +254,8 @@ pub struct Control {
     leases: Leases,
     barriers: HashMap<BarrierId, Barrier>,
     next_barrier: BarrierId,
+    /// Sales whose end is durable.
+    ended: HashSet<SaleIndex>,
     /// Sales whose keys are being dropped, or are.
     dropped: HashSet<SaleIndex>,
     /// For the journal, in order: records, their number, what comes once they are durable.
@@ -293,7 +295,10 @@ impl Control {
             // A control thread that has ended looks at nothing any more.
             let _ = sender.send(Event(Kind::Missed(item)));
         });
+        let sales = (0..).map(SaleIndex::new).zip(parts.state.sales());
+        let over = sales.filter(|(_, known)| known.phase >= SalePhase::Ended);
         let mut control = Self {
+            ended: over.map(|(sale, _)| sale).collect(),
             parts,
             now,
             is_stopping: false,
@@ -472,6 +477,9 @@ impl Control {
         if let Some(entry) = self.parts.catalog.by_index(sale) {
             entry.change(change);
         }
+        if change == SaleChange::Ended {
+            self.ended.insert(sale);
+        }
         let kind = match change {
             SaleChange::Opened => SaleEventKind::Opened,
             SaleChange::Paused => SaleEventKind::Paused,
@@ -501,12 +509,9 @@ impl Control {
     }
 
     /// † Keys: a stated time after the sale's end every slot forgets them, by a record; not before
-    /// the end is durable, as the catalog has it [the journal stood still for as long: the keys'
-    /// records went before the end's, which a power loss then took].
+    /// the end itself is durable [the journal stood still for as long: the keys' records went
+    /// before the end's, which a power loss then took].
     fn drop_old_keys(&mut self, now: NodeTime) {
-        let catalog = &self.parts.catalog;
-        let has_ended =
-            |sale| catalog.by_index(sale).is_some_and(|entry| entry.phase() >= SalePhase::Ended);
         let due: Vec<SaleIndex> = (0u32..)
             .map(SaleIndex::new)
             .zip(self.parts.state.sales())
@@ -514,7 +519,7 @@ impl Control {
                 known.phase >= SalePhase::Ended
                     && known.ended_at.plus_ms(self.parts.key_retention_ms) <= now
                     && !self.dropped.contains(sale)
-                    && has_ended(*sale)
+                    && self.ended.contains(sale)
             })
             .map(|(sale, _)| sale)
             .collect();
