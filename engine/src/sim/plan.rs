@@ -292,7 +292,7 @@ impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut rng = SimRng::new(seed ^ 0x5eed_0f0f);
         let stock = 1 + rng.below(8) as u8;
-        let snapshots = seed / 4 % 5 == 2;
+        let snapshots = seed / 4 % 15 == 2;
         let forgetting = if snapshots { 6 } else { 1 };
         let shape = Shape {
             seed,
@@ -310,7 +310,7 @@ impl Plan {
             closes_ms: 20_000,
             ships: seed / 2 % 2 == 1,
             snapshots,
-            snapshot_every_ms: if seed / 20 % 4 == 1 { 2_000 } else { 1 << 40 },
+            snapshot_every_ms: if seed / 60 % 4 == 1 { 2_000 } else { 1 << 40 },
         };
         let has_walks = shape.forgets() || snapshots;
         let mut shape = Shape { ring: if has_walks { 0 } else { shape.ring }, ..shape };

@@ -142,7 +142,7 @@ fn every_planted_bug_is_found() {
 /// replica takes over, and then comes back with nothing. Nobody runs out of units meanwhile.
 fn added_and_forgotten(seed: u64) -> Plan {
     let shape = Shape { is_shared: true, ships: false, stock: 30, ..Plan::of(seed).shape };
-    let shape = Shape { snapshots: false, ring: 8, ..shape };
+    let shape = Shape { snapshots: false, ring: 8, key_retention_ms: 1 << 40, ..shape };
     let shape = Shape { seed: seed | 1, nodes: 3, items: 1, closes_ms: 600_000, ..shape };
     let acts = [
         (Act::Sleep { ms: 60 }, 250),
