@@ -104,6 +104,16 @@ pub enum Next {
     AfterMs(u64),
 }
 
+/// What went wrong last, and how often without a success in between.
+#[derive(Clone, Copy, Default)]
+struct Trouble {
+    failures: u32,
+    /// Units: monotonic milliseconds.
+    at_ms: u64,
+    /// Only a newer program can read what comes: what is stored meanwhile does not change that.
+    needs_newer: bool,
+}
+
 /// One database shard's consumer.
 pub struct ShardWriter<L, S> {
     log: L,
@@ -125,11 +135,7 @@ pub struct ShardWriter<L, S> {
     marked_at_ms: u64,
     /// What the database has is not known, and read before anything else.
     is_in_doubt: bool,
-    /// Without a success in between.
-    failures: u32,
-    failed_at_ms: u64,
-    /// Only a newer program can read what comes: what is stored meanwhile does not change that.
-    needs_newer: bool,
+    trouble: Trouble,
     /// In this step.
     has_stored: bool,
     /// The last poll left records behind.
@@ -204,9 +210,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             letters_due_ms: 0,
             marked_at_ms: 0,
             is_in_doubt: true,
-            failures: 0,
-            failed_at_ms: 0,
-            needs_newer: false,
+            trouble: Trouble::default(),
             has_stored: false,
             is_behind: false,
             batch: LogBatch::default(),
@@ -256,9 +260,10 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         self.has_stored = false;
         match self.try_step(now_ms, is_urgent) {
             Ok(next) => {
-                let is_over = self.has_stored && !self.needs_newer;
-                if self.failures > 0 && (is_over || now_ms >= self.failed_at_ms + CALM_MS) {
-                    self.failures = 0;
+                let is_over = self.has_stored && !self.trouble.needs_newer;
+                let Trouble { failures, at_ms, .. } = self.trouble;
+                if failures > 0 && (is_over || now_ms >= at_ms + CALM_MS) {
+                    self.trouble.failures = 0;
                     self.shard_status().set_error(None);
                 }
                 next
@@ -275,7 +280,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             // Nothing is wrong: the next step reads the new map first.
             return Next::Now;
         }
-        self.needs_newer = matches!(error, Failure::Newer(_));
+        self.trouble.needs_newer = matches!(error, Failure::Newer(_));
         self.shard_status().retries.fetch_add(1, Ordering::Relaxed);
         let text = error.to_string();
         if self.shard_status().last_error().as_deref() != Some(&text) {
@@ -283,9 +288,9 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         }
         self.shard_status().set_error(Some(text));
         self.resync();
-        let pause = BACKOFF_MS.0 << self.failures.min(16);
-        self.failures += 1;
-        self.failed_at_ms = now_ms;
+        let pause = BACKOFF_MS.0 << self.trouble.failures.min(16);
+        self.trouble.failures += 1;
+        self.trouble.at_ms = now_ms;
         Next::AfterMs(pause.min(BACKOFF_MS.1))
     }
 

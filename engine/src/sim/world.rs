@@ -187,7 +187,7 @@ impl World {
         }
         let virtual_ms = self.now_ms;
         let routes = self.route_counts();
-        Counts { net, routes, ship, snapshots, virtual_ms, ..self.counts }
+        Counts { virtual_ms, net, routes, ship, snapshots, ..self.counts }
     }
 
     pub fn run(&mut self, plan: &Plan) {

@@ -160,7 +160,9 @@ fn records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others(on
     let others_are_done = |bench: &Bench| OTHERS.iter().all(|raw| bench.has_all(shard(*raw)));
     let step_others = |bench: &mut Bench| {
         while !others_are_done(bench) {
-            OTHERS.iter().for_each(|raw| bench.step(usize::from(*raw)));
+            for raw in OTHERS {
+                bench.step(usize::from(raw));
+            }
             std::thread::sleep(std::time::Duration::from_millis(u64::from(on == On::Kafka)));
         }
     };

@@ -260,7 +260,9 @@ fn every_way_to_tamper_with_a_topic_is_found_and_what_is_harmless_is_not() {
     assert!(report.line(Check::Shipped).checked > 3 * MEMBERS, "{report}");
     // A shipper that begins anew sends some of it again.
     let mut again = right.clone();
-    again.iter_mut().for_each(|messages| messages.extend_from_within(messages.len() / 2..));
+    for messages in &mut again {
+        messages.extend_from_within(messages.len() / 2..);
+    }
     let report = audit_copy(&shop, 1, &again).unwrap();
     assert!(report.passes(), "{report}");
 
@@ -291,8 +293,9 @@ fn every_way_to_tamper_with_a_topic_is_found_and_what_is_harmless_is_not() {
     // What retention deletes is not missed: the database shards have it.
     let Place { partition, first } = places[0];
     let mut list = TopicPartitionList::new();
-    let offset = Offset::Offset(first as i64);
-    list.add_partition_offset(&shop.topic, partition as i32, offset).unwrap();
+    let offset = Offset::Offset(i64::try_from(first).unwrap());
+    let partition = i32::try_from(partition).unwrap();
+    list.add_partition_offset(&shop.topic, partition, offset).unwrap();
     let deleted = block_on(stack.admin().delete_records(&list, &admin_options())).unwrap();
     deleted.elements().iter().for_each(|e| e.error().unwrap());
     let (code, out, err) = shop.audit_all();
