@@ -174,7 +174,9 @@ impl Lease {
     /// Whether all units that came here are confirmed: before that, not all of the total can be.
     fn has_confirmed_all(&self) -> bool {
         let Standing { accepted, returned, confirmed, unconfirmed } = self.standing;
-        self.line == 0 && confirmed - unconfirmed == accepted - returned
+        let (sold, came) =
+            (confirmed.saturating_sub(unconfirmed), accepted.saturating_sub(returned));
+        self.line == 0 && sold == came
     }
 
     /// How many units to ask for now, if any; how many of them are needed; and why now.
