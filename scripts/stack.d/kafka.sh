@@ -39,14 +39,14 @@ kafka_up() {
       die "$name did not start"
   done
   for name in "${names[@]}"; do
-    step "$name answers" server_wait "$name" 60 kafka_sees "$name" "$count" || die "$name does not answer"
+    step "$name answers" server_wait "$name" 180 kafka_sees "$name" "$count" || die "$name does not answer"
   done
 }
 
 # One broker again, as it was.
 kafka_start() {
   kafka_spawn "$1"
-  server_wait "$1" 60 kafka_sees "$1" 1
+  server_wait "$1" 180 kafka_sees "$1" 1
 }
 
 # Whether a broker answers, and knows at least so many live ones.
