@@ -92,6 +92,12 @@ impl Drop for Server {
     }
 }
 
+/// The middle one of the rounds' ratios: what drifts from round to round, the machine or a table
+/// that grows, is in both of a round.
+pub fn median_ratio(of: &[f64], to: &[f64]) -> f64 {
+    median(&of.iter().zip(to).map(|(of, to)| of / to).collect::<Vec<_>>())
+}
+
 /// The middle value, of at least one.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 use onrush_benches::http_client::{Run, run};
 use onrush_benches::redeem::{Redeem, SECRET, prepare};
-use onrush_benches::servers::{Server, binary, median};
+use onrush_benches::servers::{Server, binary, median, median_ratio};
 use serde_json::json;
 
 const SERVER_CORE: usize = 0;
@@ -146,13 +146,17 @@ fn check(case: &Case, run: &Run) {
 }
 
 fn report(args: &Args, cases: &[Case]) -> std::io::Result<()> {
-    let ratio = |a: usize, b: usize| cases[a].redemptions() / cases[b].redemptions();
+    let ratio = |a: usize, b: usize| {
+        let batches = cases[a].batch.max(1) as f64 / cases[b].batch.max(1) as f64;
+        batches * median_ratio(&cases[a].per_second, &cases[b].per_second)
+    };
     let rows: Vec<_> = cases
         .iter()
         .map(|case| {
             json!({
                 "case": case.name,
                 "requests_per_second": median(&case.per_second),
+                "requests_per_second_by_round": case.per_second,
                 "redemptions_per_second": case.redemptions(),
                 "cpu_us_per_request": median(&case.cpu_us),
                 "latency_p50_us": median(&case.p50_us),
@@ -173,7 +177,7 @@ fn report(args: &Args, cases: &[Case]) -> std::io::Result<()> {
             "durable redeem / bare hyper, pipelined by 16": ratio(5, 4),
             "batch of 64 / durable redeem, in redemptions": ratio(6, 1),
             "CPU per request without sync / bare hyper":
-                median(&cases[2].cpu_us) / median(&cases[0].cpu_us),
+                median_ratio(&cases[2].cpu_us, &cases[0].cpu_us),
         },
     });
     let text = serde_json::to_string_pretty(&figures)?;

@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 use onrush::units::{MemberId, SLOT_COUNT, Slot};
 use onrush_benches::http_client::{Requests, Run, run};
 use onrush_benches::kernel::Random;
-use onrush_benches::servers::{Server, binary, median};
+use onrush_benches::servers::{Server, binary, median, median_ratio};
 use serde_json::json;
 
 const SERVER_CORE: usize = 0;
@@ -114,6 +114,7 @@ fn main() -> std::io::Result<()> {
     let mall = start_mall(&data, &args)?;
     let (mut one, mut three, mut redis_share) = (Vec::new(), Vec::new(), Vec::new());
     let (mut direct_us, mut forwarded_us) = (Vec::new(), Vec::new());
+    let before = RedisCalls::read(&mall)?;
     for round in 0..args.rounds {
         let seed = (round * 100 + 1) as u64;
         let seconds = Duration::from_secs_f64(args.seconds);
@@ -143,6 +144,7 @@ fn main() -> std::io::Result<()> {
             three[round]
         );
     }
+    let redis = redis_figures(&mall, &before)?;
     let (dry, freed) = (dry(&mall)?, freed(&mall)?);
     let figures = json!({
         "rounds": args.rounds,
@@ -151,7 +153,9 @@ fn main() -> std::io::Result<()> {
         "members": args.members,
         "one_node_per_second": median(&one),
         "three_nodes_per_second": median(&three),
-        "three_nodes / one node": median(&three) / median(&one),
+        "one_node_per_second_by_round": one,
+        "three_nodes_per_second_by_round": three,
+        "three_nodes / one node": median_ratio(&three, &one),
         "redis_share_of_cpu": median(&redis_share),
         "latency_p50_us_at_the_owner": median(&direct_us),
         "latency_p50_us_forwarded": median(&forwarded_us),
@@ -166,7 +170,7 @@ fn main() -> std::io::Result<()> {
             "until_sold_here_ms_p50": freed.value_at_quantile(0.5) as f64 / 1e3,
             "until_sold_here_ms_p99": freed.value_at_quantile(0.99) as f64 / 1e3,
         },
-        "redis": redis_figures(&mall)?,
+        "redis": redis,
     });
     println!("{}", serde_json::to_string_pretty(&figures)?);
     drop((alone, mall));
@@ -315,40 +319,66 @@ fn exchange_on(stream: &mut TcpStream, request: &str) -> std::io::Result<(u16, S
     Ok((status, text.to_owned()))
 }
 
-/// Calls and their times, as the nodes count them.
-fn redis_figures(mall: &[Server]) -> std::io::Result<serde_json::Value> {
-    let (mut calls, mut sum, mut count, mut confirmed) = (0.0, 0.0, 0.0, 0.0);
-    let mut buckets: Vec<(f64, f64)> = Vec::new();
-    for server in mall {
-        let text = get(server.addresses[1], "/metrics")?;
-        for line in text.lines() {
+/// Calls and their times, as the nodes count them since they were started.
+#[derive(Default)]
+struct RedisCalls {
+    calls: f64,
+    seconds: f64,
+    timed: f64,
+    confirmed: f64,
+    /// Up to so many seconds, and how many calls.
+    buckets: Vec<(f64, f64)>,
+}
+
+impl RedisCalls {
+    fn read(mall: &[Server]) -> std::io::Result<Self> {
+        let mut sum = Self::default();
+        for server in mall {
+            sum.add(&get(server.addresses[1], "/metrics")?);
+        }
+        sum.buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(sum)
+    }
+
+    fn add(&mut self, metrics: &str) {
+        for line in metrics.lines() {
             let Some((name, value)) = line.rsplit_once(' ') else { continue };
             let Ok(value) = value.parse::<f64>() else { continue };
             if name.starts_with("onrush_stock_redis_calls_total") {
-                calls += value;
+                self.calls += value;
             } else if name.starts_with("onrush_stock_redis_duration_seconds_sum") {
-                sum += value;
+                self.seconds += value;
             } else if name.starts_with("onrush_stock_redis_duration_seconds_count") {
-                count += value;
+                self.timed += value;
             } else if name.starts_with("onrush_stock_units{") && name.contains("confirmed") {
-                confirmed += value;
+                self.confirmed += value;
             } else if let Some(at) = name.find("le=\"")
                 && name.starts_with("onrush_stock_redis_duration_seconds_bucket")
                 && let Ok(bound) = name[at + 4..].trim_end_matches("\"}").parse::<f64>()
             {
-                match buckets.iter_mut().find(|(b, _)| (*b - bound).abs() < f64::EPSILON) {
+                match self.buckets.iter_mut().find(|(b, _)| (*b - bound).abs() < f64::EPSILON) {
                     Some((_, n)) => *n += value,
-                    None => buckets.push((bound, value)),
+                    None => self.buckets.push((bound, value)),
                 }
             }
         }
     }
-    buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let p99 = buckets.iter().find(|(_, n)| *n >= 0.99 * count).map(|(bound, _)| bound * 1e3);
+}
+
+/// The calls of the rounds alone: not those by which the items of the dry nodes were defined.
+fn redis_figures(mall: &[Server], before: &RedisCalls) -> std::io::Result<serde_json::Value> {
+    let now = RedisCalls::read(mall)?;
+    let (calls, timed) = (now.calls - before.calls, now.timed - before.timed);
+    let of_bucket = |bound: f64| {
+        let old = before.buckets.iter().find(|(b, _)| (*b - bound).abs() < f64::EPSILON);
+        old.map_or(0.0, |(_, n)| *n)
+    };
+    let reaches = |&&(bound, n): &&(f64, f64)| n - of_bucket(bound) >= 0.99 * timed;
+    let p99 = now.buckets.iter().find(reaches).map(|(bound, _)| bound * 1e3);
     Ok(json!({
         "calls": calls,
-        "calls_per_redemption": calls / confirmed.max(1.0),
-        "call_mean_ms": sum / count.max(1.0) * 1e3,
+        "calls_per_redemption": calls / (now.confirmed - before.confirmed).max(1.0),
+        "call_mean_ms": (now.seconds - before.seconds) / timed.max(1.0) * 1e3,
         "call_p99_at_most_ms": p99,
     }))
 }
