@@ -452,6 +452,10 @@ pub struct Chosen<D: Disk> {
 
 /// Finds the newest snapshot that is intact and fits the journal.
 ///
+/// What is there is made durable first: a snapshot whose writer was killed between its rename and
+/// the folder's sync counts as kept from now on [segments went by two snapshots, and power loss took
+/// back the newer one's name].
+///
 /// Errors: one belongs to another journal, is of a newer version or reaches beyond the
 /// journal's end; or none is readable, and the journal does not begin at 1.
 pub fn choose<D: Disk>(
@@ -460,6 +464,7 @@ pub fn choose<D: Disk>(
     first_seq: Seq,
     last_seq: Seq,
 ) -> Result<Chosen<D>, JournalError> {
+    disk.sync_dir().map_err(JournalError::io("syncing the snapshots' folder"))?;
     let mut damaged = Vec::new();
     for number in list(disk)?.into_iter().rev() {
         let opened = SnapshotReader::open(disk, number).and_then(|mut reader| {

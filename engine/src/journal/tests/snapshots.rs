@@ -2,6 +2,7 @@
 
 use crate::clock::Stamp;
 use crate::journal::JournalError;
+use crate::journal::disk::Disk as _;
 use crate::journal::sim::SimDisk;
 use crate::journal::snapshot::{
     Chosen, Part, SnapshotHeader, SnapshotInfo, SnapshotWriter, choose, kept,
@@ -87,6 +88,21 @@ fn a_damaged_newest_snapshot_leads_to_the_older_one() {
         changed(&|bytes| bytes.truncate(len));
     }
     changed(&|bytes| bytes.extend_from_slice(&[0; 4096]));
+}
+
+#[test]
+fn a_snapshot_whose_writer_was_killed_before_its_name_was_synced_counts_only_once_it_is() {
+    let disk = SimDisk::new(1);
+    write(&disk, 10);
+    write(&disk, 20);
+    // What kill -9 between the rename and the sync leaves.
+    disk.rename("000000000002.snapshot", "unfinished").unwrap();
+    disk.sync_dir().unwrap();
+    disk.rename("unfinished", "000000000002.snapshot").unwrap();
+    assert!(disk.platter().bytes("000000000002.snapshot").is_none());
+    choose_at(&disk, 1, 100).unwrap();
+    assert_eq!(kept(&disk).unwrap().len(), 2);
+    assert!(disk.platter().bytes("000000000002.snapshot").is_some(), "it survives a power cut");
 }
 
 #[test]
