@@ -453,8 +453,8 @@ pub struct Chosen<D: Disk> {
 /// Finds the newest snapshot that is intact and fits the journal.
 ///
 /// What is there is made durable first: a snapshot whose writer was killed between its rename and
-/// the folder's sync counts as kept from now on [segments went by two snapshots, and power loss took
-/// back the newer one's name].
+/// the folder's sync counts as kept from now on [segments went by two snapshots, and power loss
+/// took back the newer one's name].
 ///
 /// Errors: one belongs to another journal, is of a newer version or reaches beyond the
 /// journal's end; or none is readable, and the journal does not begin at 1.
