@@ -29,7 +29,7 @@ impl Machine {
     /// Opens, on a well disk: that must work, whatever happened before.
     fn open_well(&self, model: &mut Model) -> World {
         let opened = open_core(&self.disk).unwrap();
-        model.check(&self.disk, &self.snapshots, &opened);
+        model.check(&self.disk, &self.snapshots, &opened).unwrap();
         World::new(opened, self.snapshots.clone())
     }
 }
@@ -128,10 +128,13 @@ fn random_lives(seed: u64) -> [u64; 3] {
             _ => machine.snapshots.fault_at(rng.below(30), Fault::PowerLoss),
         }
         match open_core(&machine.disk) {
+            Ok(opened)
+                if !machine.is_dead()
+                    && model.check(&machine.disk, &machine.snapshots, &opened).is_err() =>
+            {
+                failed_opens += 1;
+            }
             Ok(opened) => {
-                if !machine.is_dead() {
-                    model.check(&machine.disk, &machine.snapshots, &opened);
-                }
                 let mut world = World::new(opened, machine.snapshots.clone());
                 for _ in 0..rng.below(80) {
                     if world.step(&mut model, &mut rng).is_err() {

@@ -27,7 +27,7 @@ fn scanned(disk: &SimDisk) -> Scan {
 /// Opens and checks that exactly what was promised is there.
 fn check(disk: &SimDisk, model: &mut Model) -> OpenedCore<SimDisk> {
     let opened = open_core(disk).unwrap();
-    model.check(disk, &SimDisk::new(0), &opened);
+    model.check(disk, &SimDisk::new(0), &opened).unwrap();
     opened
 }
 

@@ -71,12 +71,19 @@ pub struct Model {
 impl Model {
     /// Compares a freshly opened journal with what was promised; afterwards what is there is
     /// promised, because the node answers from it.
-    pub fn check(&mut self, disk: &SimDisk, snapshots: &SimDisk, opened: &OpenedCore<SimDisk>) {
+    ///
+    /// Errors: the snapshots' disk failed, and the node does not start.
+    pub fn check(
+        &mut self,
+        disk: &SimDisk,
+        snapshots: &SimDisk,
+        opened: &OpenedCore<SimDisk>,
+    ) -> Result<(), JournalError> {
         let incarnation = opened.core.incarnation().get();
         assert!(incarnation > self.incarnation, "every opening has a number of its own");
         self.incarnation = incarnation;
         let (first, last) = (opened.first_seq, opened.last_seq);
-        let chosen = snapshot::choose(snapshots, opened.core.journal(), first, last).unwrap();
+        let chosen = snapshot::choose(snapshots, opened.core.journal(), first, last)?;
         assert!(chosen.damaged.is_empty());
         let info = chosen.reader.as_ref().map(|r| *r.info());
         assert!(info.map_or(0, |i| i.number) >= self.snapshot, "a finished snapshot stays");
@@ -99,6 +106,7 @@ impl Model {
         assert!(from <= cut.get() + 1, "records between snapshot and journal");
         let expected = self.acked.iter().enumerate().map(|(i, n)| (i as u64 + 1, *n));
         assert!(found.into_iter().eq(expected.skip(from as usize - 1)));
+        Ok(())
     }
 }
 
