@@ -418,9 +418,12 @@ impl Shipping {
     }
 
     /// What a node knows to be in all databases.
-    pub fn stored_through(&self, at: usize) -> u64 {
-        let through = |shipper: &Shipper| shipper.status.persisted_through().get();
-        self.shippers[at].as_ref().map_or(0, through)
+    pub fn stored_through(&self, at: usize, node: &Node) -> u64 {
+        // A shipper lives and dies with its node; here the dead node's may be there for a turn more.
+        let is_its =
+            |s: &&Shipper| node.up.as_ref().is_some_and(|up| s.incarnation == up.incarnation);
+        let shipper = self.shippers[at].as_ref().filter(is_its);
+        shipper.map_or(0, |s| s.status.persisted_through().get())
     }
 
     /// Everything of a journal below `first` is in the databases.
@@ -552,7 +555,7 @@ impl Shipping {
             }
         }
         for (at, node) in nodes.iter().enumerate().filter(|_| self.lets_segments_go) {
-            let (through, last) = (self.stored_through(at), node.ledger.last());
+            let (through, last) = (self.stored_through(at, node), node.ledger.last());
             if through < last {
                 return Err(format!("node {at} knows of {through}, of {last}{}", self.describe()));
             }

@@ -282,7 +282,7 @@ impl World {
             6 | 7 => {
                 node.door();
                 let stored = match &self.shipping {
-                    Some(shipping) => shipping.stored_through(at),
+                    Some(shipping) => shipping.stored_through(at, node),
                     None => node.ledger.last(),
                 };
                 node.cover_by_store(stored);
