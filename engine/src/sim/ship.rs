@@ -419,7 +419,7 @@ impl Shipping {
 
     /// What a node knows to be in all databases.
     pub fn stored_through(&self, at: usize, node: &Node) -> u64 {
-        // A shipper lives and dies with its node; here the dead node's may be there for a turn more.
+        // A shipper lives and dies with its node; here the dead one's may be there for a turn more.
         let is_its =
             |s: &&Shipper| node.up.as_ref().is_some_and(|up| s.incarnation == up.incarnation);
         let shipper = self.shippers[at].as_ref().filter(is_its);

@@ -4,6 +4,7 @@
 //! where it fails; `scripts/test sim` sets both. `ONRUSH_SIM_BUG` names a bug: that one alone is
 //! looked for, and planted for the one seed.
 
+use std::ops::Range;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,15 +43,15 @@ fn one_seed(seed: u64, bug: Option<Bug>) -> Result<(), String> {
 }
 
 /// The first failing seed of a range, over all cores, with a bug or without.
-fn first_failure(seeds: u64, bug: Option<Bug>) -> Result<Counts, u64> {
+fn first_failure(seeds: Range<u64>, bug: Option<Bug>) -> Result<Counts, u64> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
+    let (next, failed) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX));
     let work = || {
         planted::plant(bug);
         let mut sum = Counts::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds || seed > failed.load(Ordering::Relaxed) {
+            if seed >= seeds.end || seed > failed.load(Ordering::Relaxed) {
                 planted::plant(None);
                 return sum;
             }
@@ -100,9 +101,10 @@ fn no_seed_breaks_the_real_code() {
     }
     let seeds = from_env("ONRUSH_SIM_SEEDS").unwrap_or(SEEDS);
     let clock = RealClock::new();
-    match first_failure(seeds, None) {
+    let from = from_env("ONRUSH_SIM_FROM").unwrap_or(0);
+    match first_failure(from..from + seeds, None) {
         Ok(counts) => {
-            println!("{seeds} seeds: {counts:?}");
+            println!("{seeds} seeds from {from} on: {counts:?}");
             println!("{}", pace(seeds, counts.virtual_ms, clock.monotonic_ns()));
             counts.assert_that_everything_happened();
         }
@@ -125,7 +127,7 @@ fn every_planted_bug_is_found() {
     let only = bug_from_env();
     let is_meant = |bug: &Bug| only.is_none_or(|only| only == *bug);
     for bug in Bug::ALL.into_iter().filter(is_meant) {
-        match first_failure(seeds, Some(bug)) {
+        match first_failure(0..seeds, Some(bug)) {
             Ok(_) => missed.push(bug),
             Err(seed) => {
                 planted::plant(Some(bug));
@@ -177,7 +179,7 @@ fn units_added_to_a_redis_that_is_lost_with_them_can_be_had() {
 #[test]
 fn a_plan_that_fails_is_cut_down_to_one_that_fails_alike() {
     for bug in [Bug::SellBeforeLease, Bug::ForgetKeys, Bug::RebuildUnreported] {
-        let seed = first_failure(SEEDS_PER_BUG, Some(bug)).expect_err("it is found");
+        let seed = first_failure(0..SEEDS_PER_BUG, Some(bug)).expect_err("it is found");
         let whole = Plan::of(seed);
         planted::plant(Some(bug));
         let (small, why) = shrink::shrink(&whole);
@@ -198,7 +200,7 @@ fn a_plan_that_fails_is_cut_down_to_one_that_fails_alike() {
 #[test]
 fn what_a_planted_bug_does_is_seen_again_by_its_name_and_seed() {
     let bug = Bug::SellBeforeLease;
-    let seed = first_failure(SEEDS_PER_BUG, Some(bug)).expect_err("it is found");
+    let seed = first_failure(0..SEEDS_PER_BUG, Some(bug)).expect_err("it is found");
     let report = one_seed(seed, Some(bug)).expect_err("it fails each time");
     let command = format!("ONRUSH_SIM_BUG=SellBeforeLease scripts/test sim --seed {seed}");
     assert!(report.ends_with(&command), "{report}");
