@@ -83,7 +83,10 @@ impl Model {
         assert!(incarnation > self.incarnation, "every opening has a number of its own");
         self.incarnation = incarnation;
         let (first, last) = (opened.first_seq, opened.last_seq);
-        let chosen = snapshot::choose(snapshots, opened.core.journal(), first, last)?;
+        let chosen = match snapshot::choose(snapshots, opened.core.journal(), first, last) {
+            Err(error @ JournalError::Io { .. }) => return Err(error),
+            chosen => chosen.unwrap(),
+        };
         assert!(chosen.damaged.is_empty());
         let info = chosen.reader.as_ref().map(|r| *r.info());
         assert!(info.map_or(0, |i| i.number) >= self.snapshot, "a finished snapshot stays");
