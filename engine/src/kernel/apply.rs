@@ -345,7 +345,9 @@ impl SlotState {
             item.get().checked_sub(first).is_some_and(|offset| offset < r.item_count)
         };
         if let Err(place) = self.dropped_sales.binary_search(&r.sale) {
-            self.dropped_sales.insert(place, r.sale);
+            let mut dropped = std::mem::take(&mut self.dropped_sales).into_vec();
+            dropped.insert(place, r.sale);
+            self.dropped_sales = dropped.into();
         }
         self.spilled.retain(|&(_, item), _| !is_dropped(item));
         for line in self.members.iter_mut() {

@@ -158,7 +158,7 @@ impl Redemption {
 #[derive(Default)]
 #[repr(C)]
 pub(super) struct Redemptions {
-    /// The newest ones, fewer than a chunk; room for a whole one.
+    /// The newest ones, at most a chunk; room for a whole one.
     tail: Vec<Redemption>,
     /// Chunks of [`CHUNK_LEN`] each.
     full: Vec<Vec<Redemption>>,
@@ -173,6 +173,9 @@ pub(super) struct Redemptions {
 }
 
 impl Redemptions {
+    /// Bytes at the head that every new redemption touches.
+    pub const HOT_LEN: usize = 2 * size_of::<Vec<Redemption>>();
+
     pub fn len(&self) -> usize {
         self.full.len() * CHUNK_LEN + self.tail.len()
     }

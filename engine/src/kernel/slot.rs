@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use super::aged_keys::AgedKeys;
 use super::command::{RedemptionState, RedemptionView};
 use super::member::{Counter, MemberTable};
+use super::prefetch::prefetch_lines;
 use super::redemption::Redemptions;
 use crate::units::{ItemIndex, MemberId, Points, RedemptionId, SaleIndex, Slot};
 
@@ -35,19 +36,26 @@ impl ItemCounts {
 }
 
 /// What moved through a slot since its first record. Units: points, redemptions.
+///
+/// What a redemption in one step touches stands first.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(C)]
 pub struct LedgerSums {
+    /// Points of confirmed redemptions, reversed ones included.
+    pub redeemed: u128,
+    pub confirmations: u64,
+    pub holds: u64,
     pub opened: u128,
     pub credited: u128,
     pub debited: u128,
-    /// Points of confirmed redemptions, reversed ones included.
-    pub redeemed: u128,
     pub reversed: u128,
-    pub holds: u64,
-    pub confirmations: u64,
     pub cancellations: u64,
     pub expiries: u64,
     pub reversals: u64,
+}
+
+impl LedgerSums {
+    const HOT_LEN: usize = 24;
 }
 
 /// A slot's sums at one moment, for the audit.
@@ -86,25 +94,33 @@ pub(super) struct AdminEntry {
 
 /// The members of one slot, with their limits, redemptions and keys.
 ///
-/// In the order of use: what every redemption touches stands in the first lines of memory.
+/// What every redemption touches stands together: in the first [`HOT_LINES`] lines of memory, and
+/// at the head of the sums.
 #[repr(C, align(64))]
 pub struct SlotState {
     pub(super) members: MemberTable,
-    pub(super) slot: Slot,
     /// Redemptions begun so far.
     pub(super) begun: u64,
     pub(super) record_count: u64,
     pub(super) record_checksum: u64,
-    pub(super) sums: LedgerSums,
-    pub(super) redemptions: Redemptions,
     /// Sales whose keys were dropped here, sorted.
-    pub(super) dropped_sales: Vec<SaleIndex>,
+    pub(super) dropped_sales: Box<[SaleIndex]>,
+    pub(super) slot: Slot,
+    pub(super) redemptions: Redemptions,
+    pub(super) sums: LedgerSums,
     /// Limit counters that their members' lines had no room for.
     pub(super) spilled: HashMap<(MemberId, ItemIndex), Counter, foldhash::fast::FixedState>,
     pub(super) admin_keys: AgedKeys<AdminEntry>,
     /// Units of redemptions that are no longer here (confirmed), and retired units.
     pub(super) settled_counts: BTreeMap<ItemIndex, ItemCounts>,
 }
+
+/// Lines of memory at the head of a slot's state that every redemption touches.
+const HOT_LINES: usize = 3;
+const _: () = assert!(
+    std::mem::offset_of!(SlotState, redemptions) + Redemptions::HOT_LEN <= 64 * HOT_LINES
+        && std::mem::offset_of!(SlotState, sums) % 64 + LedgerSums::HOT_LEN <= 64
+);
 
 impl SlotState {
     /// An empty slot.
@@ -116,7 +132,7 @@ impl SlotState {
             redemptions: Redemptions::default(),
             spilled: HashMap::default(),
             admin_keys: AgedKeys::default(),
-            dropped_sales: Vec::new(),
+            dropped_sales: Box::default(),
             settled_counts: BTreeMap::new(),
             sums: LedgerSums::default(),
             record_count: 0,
@@ -227,6 +243,17 @@ impl SlotState {
             totals.held += u128::from(line.held().get());
         }
         totals
+    }
+
+    #[inline]
+    pub(super) fn prefetch_head(&self) {
+        prefetch_lines(self, HOT_LINES);
+        prefetch_lines(&raw const self.sums, 1);
+    }
+
+    #[inline]
+    pub(super) fn prefetch_tags(&self, member: MemberId) {
+        self.members.prefetch_tags(member);
     }
 
     #[inline]

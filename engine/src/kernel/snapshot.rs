@@ -147,10 +147,12 @@ impl SlotState {
             let (key, at, entry) = decode_admin(&mut reader, state.slot)?;
             state.admin_keys.restore(key, at, entry);
         }
+        let mut dropped = Vec::new();
         for _ in 0..reader.count("dropped sales", 1)? {
-            state.dropped_sales.push(SaleIndex::new(reader.u32("sale")?));
+            dropped.push(SaleIndex::new(reader.u32("sale")?));
         }
-        state.dropped_sales.sort_unstable();
+        dropped.sort_unstable();
+        state.dropped_sales = dropped.into();
         for _ in 0..reader.count("settled units", 3)? {
             let item = ItemIndex::new(reader.u32("item")?);
             let confirmed = reader.u64("confirmed")?;
