@@ -1,16 +1,16 @@
 //! How long a redemption is on its way to its row, and what shipping costs the sale.
 //!
 //! ```text
-//!  load at a fixed rate ─▶ node A: no shipper            latency from the planned start
-//!                    in turns ─▶ node B: Kafka, persist   the same
-//!  probes beside it: 201 received ─▶ the row is read on its database shard
+//!  persist alone at work on a backlog: what the databases carry; the sale runs at half of it
+//!  load at that rate ─▶ node B: Kafka, persist
+//!       probes beside it: 201 received ─▶ the row is read on its database shard
 //!  then Kafka is killed, the sale goes on, Kafka is started again: how fast it drains
+//!  then persist ends, and Kafka goes behind the load:
+//!  load at that rate ─▶ node A: no shipper               latency from the planned start
+//!                in turns ─▶ node B: Kafka               the same
 //! ```
-//! The rate is half of what the database shards were measured to carry just before: a backlog, and
-//! persist alone at work on it. The servers (Kafka, one or more `MySQL`) are started by
-//! `scripts/bench lag`. A node has a core
-//! of its own, as it would have machines of its own; servers, persist and load share the others,
-//! and the load goes first there.
+//! The servers (Kafka, one or more `MySQL`) are started by `scripts/bench lag`. A node has a core
+//! of its own, as it would have machines of its own; servers, persist and load share the others.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use hdrhistogram::Histogram;
 use mysql_async::prelude::Queryable as _;
-use onrush_benches::servers::{Server, binary, median};
+use onrush_benches::servers::{Server, binary, median, median_ratio};
 use serde_json::json;
 
 /// Measures the way from an answered redemption to its row, and what shipping costs the sale
@@ -45,7 +45,11 @@ struct Args {
     /// Of one turn
     #[arg(long, default_value_t = 4)]
     seconds: u64,
+    /// Turns of load whose rows are waited for
     #[arg(long, default_value_t = 5)]
+    lag_rounds: usize,
+    /// Turns on each node, with the shipper and without
+    #[arg(long, default_value_t = 9)]
     rounds: usize,
     /// Where the nodes' data lies: a disk, not tmpfs
     #[arg(long, default_value = "target/bench-data/lag")]
@@ -61,7 +65,9 @@ const BACKLOG_RATE: u64 = 5_000;
 const MOST_RATE: u64 = 20_000;
 const MEMBERS: u64 = 50_000;
 const CONNECTIONS: u64 = 16;
-const PROBES: u64 = 4;
+const PROBES: u64 = 2;
+/// How often a probe looks: oftener, and the databases are busy with it.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -101,39 +107,15 @@ fn main() -> Fallible<()> {
     let rate = args.rate.unwrap_or((carried.per_second() / 2.0) as u64).clamp(1, MOST_RATE);
     eprintln!("the databases carry {:.0} rows/s: the sale runs at {rate}/s", carried.per_second());
     let turn = Turn { rate, seconds: args.seconds };
-    let (mut plain, mut shipped, mut lag) = (Vec::new(), Vec::new(), histogram()?);
-    for round in 0..args.rounds {
-        plain.push(load(alone.addresses[0], turn, &keys)?);
-        let (is_over, address) = (AtomicBool::new(false), shipping.addresses[0]);
-        let (latency, lags) = std::thread::scope(|scope| {
-            let probes: Vec<_> = (0..PROBES)
-                .map(|_| {
-                    let (args, keys, is_over) = (&args, &keys, &is_over);
-                    scope.spawn(move || watch_rows(address, args, keys, is_over))
-                })
-                .collect();
-            let latency = load(address, turn, &keys);
-            is_over.store(true, Ordering::Relaxed);
-            let lags: Vec<_> = probes
-                .into_iter()
-                .map(|p| p.join().unwrap_or_else(|_| Err("a probe".into())))
-                .collect();
-            (latency, lags)
-        });
-        shipped.push(latency?);
-        for of_probe in lags {
-            lag.add(of_probe?)?;
-        }
-        eprintln!(
-            "round {}: {} probes, lag p50 {} µs",
-            round + 1,
-            lag.len(),
-            lag.value_at_quantile(0.5)
-        );
+    let (mut lag, mut answered) = (histogram()?, 0);
+    for round in 0..args.lag_rounds {
+        answered += lag_turn(&args, shipping.addresses[0], turn, &keys, &mut lag)?;
+        let p50 = lag.value_at_quantile(0.5);
+        eprintln!("turn {}: {} probes, lag p50 {p50} µs", round + 1, lag.len());
     }
 
     // Kafka is away for some turns, and everything catches up.
-    wait_for_rows(&args, made + keys_of(&shipped) + lag.len())?;
+    wait_for_rows(&args, made + answered)?;
     broker(&args, "kill")?;
     let before = rows(&args)?;
     let mut missing = 0;
@@ -145,9 +127,28 @@ fn main() -> Fallible<()> {
     persister.kill()?;
     persister.wait()?;
 
-    let quantile = |all: &[Histogram<u64>], q: f64| {
-        median(&all.iter().map(|h| h.value_at_quantile(q) as f64).collect::<Vec<_>>())
+    go_behind_the_load(&args.stack)?;
+    let (mut plain, mut shipped) = (Vec::new(), Vec::new());
+    for round in 0..args.rounds {
+        // Each goes first in turn.
+        for with_shipper in [round % 2 == 1, round % 2 == 0] {
+            let (server, latencies) =
+                if with_shipper { (&shipping, &mut shipped) } else { (&alone, &mut plain) };
+            latencies.push(load(server.addresses[0], turn, &keys)?);
+        }
+        let p99 = |of: &[Histogram<u64>]| of.last().map(|h| h.value_at_quantile(0.99));
+        eprintln!(
+            "round {}: p99 {:?} µs without shipper, {:?} µs with it",
+            round + 1,
+            p99(&plain),
+            p99(&shipped)
+        );
+    }
+
+    let each = |all: &[Histogram<u64>], q: f64| -> Vec<f64> {
+        all.iter().map(|h| h.value_at_quantile(q) as f64).collect()
     };
+    let quantile = |all: &[Histogram<u64>], q: f64| median(&each(all, q));
     let figures = json!({
         "databases_carry_per_s": carried.per_second(),
         "rate_per_s": rate,
@@ -157,12 +158,13 @@ fn main() -> Fallible<()> {
             "p50": lag.value_at_quantile(0.5),
             "p99": lag.value_at_quantile(0.99),
             "probes": lag.len(),
-            "what": "201 received to the row read on its database shard, looked for every ms"
+            "what": "201 received to the row read on its database shard, looked for every 5 ms"
         },
         "sale_latency_us": {
             "without_shipper": { "p50": quantile(&plain, 0.5), "p99": quantile(&plain, 0.99) },
             "with_shipper": { "p50": quantile(&shipped, 0.5), "p99": quantile(&shipped, 0.99) },
-            "p99_ratio": quantile(&shipped, 0.99) / quantile(&plain, 0.99),
+            "p99_ratio": median_ratio(&each(&shipped, 0.99), &each(&plain, 0.99)),
+            "p50_ratio": median_ratio(&each(&shipped, 0.5), &each(&plain, 0.5)),
         },
         "drain": {
             "rows": drained.rows,
@@ -223,9 +225,43 @@ fn histogram() -> Fallible<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
 }
 
-/// Answers of these turns, all of them 201.
-fn keys_of(turns: &[Histogram<u64>]) -> u64 {
-    turns.iter().map(Histogram::len).sum()
+/// A turn of load with probes beside it; redemptions made, those of the probes included.
+fn lag_turn(
+    args: &Args,
+    address: SocketAddr,
+    turn: Turn,
+    keys: &AtomicU64,
+    lag: &mut Histogram<u64>,
+) -> Fallible<u64> {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let probes: Vec<_> = (0..PROBES)
+            .map(|_| scope.spawn(|| watch_rows(address, args, keys, &is_over)))
+            .collect();
+        let answered = load(address, turn, keys);
+        is_over.store(true, Ordering::Relaxed);
+        let mut made = answered?.len();
+        for probe in probes {
+            let lags = probe.join().unwrap_or_else(|_| Err("a probe".into()))?;
+            made += lags.len();
+            lag.add(lags)?;
+        }
+        Ok(made)
+    })
+}
+
+/// The broker takes what the load leaves of its core.
+fn go_behind_the_load(stack: &Path) -> Fallible<()> {
+    let pid = std::fs::read_to_string(stack.join("kafka-1/pid"))?;
+    let pid = pid.split(' ').next().unwrap_or_default();
+    let mut renice = Command::new("renice");
+    renice.args(["-n", "19", "-p"]).stdout(Stdio::null());
+    // Of a process, it is its first thread that is meant.
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        renice.arg(thread?.file_name());
+    }
+    let status = renice.status()?;
+    if status.success() { Ok(()) } else { Err(format!("renice: {status}").into()) }
 }
 
 fn write_config(args: &Args, data: &Path) -> Fallible<PathBuf> {
@@ -260,8 +296,7 @@ fn start(
 }
 
 fn persist(config: &Path) -> std::io::Result<Child> {
-    let mut command = Command::new("nice");
-    command.args(["-n", "19"]).arg(binary("onrush"));
+    let mut command = Command::new(binary("onrush"));
     command.args(["persist", "--config"]).arg(config).env("RUST_LOG", "error");
     command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
 }
@@ -390,7 +425,7 @@ fn watch_rows(
             if told.elapsed() > Duration::from_secs(30) {
                 return Err(format!("{id} was not stored within 30 s").into());
             }
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(LOOK_EVERY);
         }
         lag.saturating_record(told.elapsed().as_micros() as u64);
     }

@@ -164,7 +164,7 @@ impl Shipped {
             return Ok(());
         }
         self.message_count += 1;
-        let member = message.record.and_then(record::member_bytes).map(u64::to_be_bytes);
+        let member = message.record.and_then(record::member_of).map(|m| m.get().to_be_bytes());
         if *key != member.as_ref().map(<[u8; 8]>::as_slice) {
             let sentence = format!("offset {offset} has another key than its member's");
             self.findings.violation(Check::Shipped, at.with_seq(message.place.seq), sentence);

@@ -23,6 +23,9 @@ use crate::units::{ItemIndex, KeyHash, MemberId, Points, mix};
 /// Limit counters that stand in the line itself; further ones are the slot's to spill.
 pub(super) const INLINE_COUNTERS: usize = 3;
 
+/// A table grows by an eighth, a smaller one by this many groups, a tiny one to its double: how
+/// often a line is moved counts there, and not how many are vacant.
+const GROWTH_MIN: usize = 32;
 /// The table grows when `len × LOAD_DEN` would pass `lines × LOAD_NUM`.
 const LOAD_NUM: usize = 15;
 const LOAD_DEN: usize = 16;
@@ -214,42 +217,48 @@ impl MemberTable {
     /// Asks for the member's tags.
     #[inline]
     pub fn prefetch_tags(&self, member: MemberId) {
-        if let Some(home) = self.home(member) {
-            prefetch_lines(&raw const self.tags[home.group], 1);
+        if !self.tags.is_empty() {
+            prefetch_lines(&raw const self.tags[self.home(member).group], 1);
         }
     }
 
-    /// Asks for the member's line. Reads its tags.
+    /// Asks for the member's line, or the one that it would get. Reads its tags.
     #[inline]
     pub fn prefetch(&self, member: MemberId) {
-        if let Some(at) = self.search(member, |_| true) {
-            prefetch_lines(&raw const self.lines[at], 1);
+        if self.tags.is_empty() {
+            return;
         }
+        let (Ok(at) | Err(at)) = self.search(member, |_| true);
+        prefetch_lines(&raw const self.lines[at], 1);
     }
 
     /// The place of a member's line; good until the next insertion.
     #[inline]
     pub fn find(&self, member: MemberId) -> Option<usize> {
-        self.search(member, |at| self.lines[at].id == member.get())
+        if self.tags.is_empty() {
+            return None;
+        }
+        self.search(member, |at| self.lines[at].id == member.get()).ok()
     }
 
     /// The first place with the member's tag that `is_it`, from its home to the first group with a
-    /// vacant place.
+    /// vacant place; else that place. The table has groups.
     #[inline]
-    fn search(&self, member: MemberId, is_it: impl Fn(usize) -> bool) -> Option<usize> {
-        let Home { mut group, tag } = self.home(member)?;
+    fn search(&self, member: MemberId, is_it: impl Fn(usize) -> bool) -> Result<usize, usize> {
+        let Home { mut group, tag } = self.home(member);
         loop {
             let tags = self.tags[group];
             let mut found = equal_bytes(tags, tag);
             while found != 0 {
                 let at = group * GROUP_LEN + first(found);
                 if is_it(at) {
-                    return Some(at);
+                    return Ok(at);
                 }
                 found &= found - 1;
             }
-            if equal_bytes(tags, VACANT) != 0 {
-                return None;
+            let vacant = equal_bytes(tags, VACANT);
+            if vacant != 0 {
+                return Err(group * GROUP_LEN + first(vacant));
             }
             group = self.group_after(group);
         }
@@ -263,7 +272,8 @@ impl MemberTable {
     /// Adds a member that is not there yet, and gives the place.
     pub fn insert(&mut self, member: MemberId, free: Points, held: Points) -> usize {
         if (self.len + 1) * LOAD_DEN > self.lines.len() * LOAD_NUM {
-            self.grow_to(self.tags.len() + self.tags.len() / 8 + 1);
+            let groups = self.tags.len();
+            self.grow_to(groups + (groups / 8).max(GROWTH_MIN.min(groups)).max(1));
         }
         let (id, free, held) = (member.get(), free.get(), held.get());
         self.len += 1;
@@ -300,24 +310,20 @@ impl MemberTable {
     }
 
     fn settle(&mut self, line: Line) -> usize {
-        let home = self.home(line.member()).expect("a table that is settled in has groups");
-        let mut group = home.group;
-        while equal_bytes(self.tags[group], VACANT) == 0 {
-            group = self.group_after(group);
-        }
-        let place = first(equal_bytes(self.tags[group], VACANT));
-        self.tags[group] |= Tags::from(home.tag) << (8 * place);
-        self.lines[group * GROUP_LEN + place] = line;
-        group * GROUP_LEN + place
+        let (Ok(at) | Err(at)) = self.search(line.member(), |_| false);
+        let tag = self.home(line.member()).tag;
+        self.tags[at / GROUP_LEN] |= Tags::from(tag) << (8 * (at % GROUP_LEN));
+        self.lines[at] = line;
+        at
     }
 
     /// The mix's top 12 bits chose the slot. The next ones choose the group, the last ones are the
     /// tag.
     #[inline]
-    fn home(&self, member: MemberId) -> Option<Home> {
+    fn home(&self, member: MemberId) -> Home {
         let mixed = mix(member.get());
         let group = ((u128::from(mixed << 12) * self.tags.len() as u128) >> 64) as usize;
-        (!self.tags.is_empty()).then_some(Home { group, tag: (mixed as u8).max(VACANT + 1) })
+        Home { group, tag: (mixed as u8).max(VACANT + 1) }
     }
 }
 

@@ -340,11 +340,12 @@ fn finish(start: usize, out: &mut [u8]) {
 }
 
 /// The member that an encoded record is about; `None` where it is about none.
-pub fn member_bytes(record: &[u8]) -> Option<u64> {
+pub fn member_of(record: &[u8]) -> Option<MemberId> {
     // Kinds 1 to 8 are a member's, and name it first.
     let kind = *record.first()?;
     let field = record.get(HEADER_LEN..HEADER_LEN + 8)?;
-    (1..=8).contains(&kind).then(|| u64::from_le_bytes(field.try_into().expect("eight bytes")))
+    let id = u64::from_le_bytes(field.try_into().expect("eight bytes"));
+    (1..=8).contains(&kind).then_some(MemberId::new(id))
 }
 
 /// A record's frame in a run of records: its slot and length, without its fields.

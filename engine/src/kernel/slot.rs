@@ -115,6 +115,15 @@ pub struct SlotState {
     pub(super) settled_counts: BTreeMap<ItemIndex, ItemCounts>,
 }
 
+/// Asks for the memory that steps of these members will touch: one of a slot after the other, so
+/// that the waits overlap. `slots` stand by number; those beyond are passed over.
+pub fn prefetch(slots: &[SlotState], members: &[MemberId]) {
+    let each = || members.iter().filter_map(|&m| Some((slots.get(Slot::of(m).index())?, m)));
+    each().for_each(|(slot, _)| slot.prefetch_head());
+    each().for_each(|(slot, member)| slot.prefetch_tags(member));
+    each().for_each(|(slot, member)| slot.prefetch(member));
+}
+
 /// Lines of memory at the head of a slot's state that every redemption touches.
 const HOT_LINES: usize = 3;
 const _: () = assert!(

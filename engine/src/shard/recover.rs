@@ -13,9 +13,8 @@ use crate::journal::open::Opened;
 use crate::journal::snapshot::{self, SnapshotInfo};
 use crate::kernel::bytes::DecodeError;
 use crate::kernel::control::{ControlError, ControlState};
-use crate::kernel::record::{CONTROL, Record, RecordError, RecordHead};
-use crate::kernel::slot::ApplyError;
-use crate::kernel::slot::SlotState;
+use crate::kernel::record::{CONTROL, Record, RecordError, RecordHead, member_of};
+use crate::kernel::slot::{self, ApplyError, SlotState};
 use crate::planted::{self, Bug};
 use crate::units::{SLOT_COUNT, Seq, Slot};
 
@@ -139,6 +138,9 @@ pub fn recover<D: Disk, S: Disk>(
     })
 }
 
+/// Records whose members' memory is asked for at once.
+const REPLAY_GROUP: usize = 32;
+
 fn replay<D: Disk>(
     opened: &Opened<D>,
     loading: &mut Loading,
@@ -151,17 +153,28 @@ fn replay<D: Disk>(
     readiness.enter(Stage::ReplayingJournal, last.get() - from.get() + 1);
     let mut tail = opened.replay(from)?;
     let mut replayed = 0;
+    let mut members = Vec::with_capacity(REPLAY_GROUP);
     while let Some(run) = tail.next()? {
         let mut seq = run.first_seq;
         let mut rest = run.records;
+        let mut group = Vec::with_capacity(REPLAY_GROUP);
         while !rest.is_empty() {
-            let head =
-                RecordHead::peek(rest).map_err(|error| RecoverError::Record { seq, error })?;
-            let (record, behind) = rest.split_at(head.length);
-            loading.apply(seq, head, record)?;
-            rest = behind;
-            seq = seq.next();
-            replayed += 1;
+            group.clear();
+            while !rest.is_empty() && group.len() < REPLAY_GROUP {
+                let head =
+                    RecordHead::peek(rest).map_err(|error| RecoverError::Record { seq, error })?;
+                let (record, behind) = rest.split_at(head.length);
+                group.push((seq, head, record));
+                rest = behind;
+                seq = seq.next();
+            }
+            members.clear();
+            members.extend(group.iter().filter_map(|(.., record)| member_of(record)));
+            slot::prefetch(&loading.slots, &members);
+            for &(seq, head, record) in &group {
+                loading.apply(seq, head, record)?;
+            }
+            replayed += group.len() as u64;
         }
         readiness.advance(seq.get().saturating_sub(from.get()));
     }

@@ -74,7 +74,7 @@ fn audit(topic: &[Sent], from: u64, first_offset: i64) -> Vec<String> {
         let place = crate::ship::log::Place { journal: sent.journal, incarnation, seq, node_time };
         let prev_seq = Seq::new(sent.prev_seq);
         let message = Message { partition, place, prev_seq, record: sent.record.as_deref() };
-        let key = message.record.and_then(record::member_bytes).map(u64::to_be_bytes);
+        let key = message.record.and_then(record::member_of).map(|m| m.get().to_be_bytes());
         let key = key.map(|member| if sent.has_other_key { member.map(|b| !b) } else { member });
         let (offset, message) = (offsets[partition.index()], Ok(message));
         let key = key.as_ref().map(<[u8; 8]>::as_slice);

@@ -351,7 +351,7 @@ impl<F: FrameSource, P: Outlet> Driver<F, P> {
         let message = Message { partition, place, prev_seq, record: Some(bytes) };
         let mut buffer = std::mem::take(&mut self.message);
         message.encode(&mut buffer);
-        let key = record::member_bytes(bytes).map(u64::to_be_bytes);
+        let key = record::member_of(bytes).map(|member| member.get().to_be_bytes());
         let went = self.send(partition, seq, key, &buffer);
         self.message = buffer;
         went
