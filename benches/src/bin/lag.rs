@@ -5,12 +5,12 @@
 //!  load at that rate ─▶ node B: Kafka, persist
 //!       probes beside it: 201 received ─▶ the row is read on its database shard
 //!  then Kafka is killed, the sale goes on, Kafka is started again: how fast it drains
-//!  then persist ends, and Kafka goes behind the load:
+//!  then persist ends, and the servers leave the node its core and go behind the load:
 //!  load at that rate ─▶ node A: no shipper               latency from the planned start
 //!                in turns ─▶ node B: Kafka               the same
 //! ```
-//! The servers (Kafka, one or more `MySQL`) are started by `scripts/bench lag`. A node has a core
-//! of its own, as it would have machines of its own; servers, persist and load share the others.
+//! The servers (Kafka, one or more `MySQL`) are started by `scripts/bench lag`. Until Kafka is killed
+//! they and persist have all cores; the nodes have one, the load the others.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -76,7 +76,8 @@ fn main() -> Fallible<()> {
     let args = Args::parse();
     // Before any thread starts.
     let mut cores = rustix::thread::CpuSet::new();
-    (NODE_CORE + 1..std::thread::available_parallelism()?.get()).for_each(|core| cores.set(core));
+    let core_count = std::thread::available_parallelism()?.get();
+    (NODE_CORE + 1..core_count).for_each(|core| cores.set(core));
     rustix::thread::sched_setaffinity(None, &cores)?;
     let data = std::path::absolute(&args.data)?;
     let _ = std::fs::remove_dir_all(&data);
@@ -102,7 +103,7 @@ fn main() -> Fallible<()> {
     // What the databases carry: rows per second from the first to the last of a backlog.
     let backlog = Turn { rate: BACKLOG_RATE, seconds: BACKLOG / BACKLOG_RATE };
     let made = load(shipping.addresses[0], backlog, &keys)?.len();
-    let mut persister = persist(&config)?;
+    let mut persister = persist(&config, core_count)?;
     let carried = drain(&args, 0, made)?;
     let rate = args.rate.unwrap_or((carried.per_second() / 2.0) as u64).clamp(1, MOST_RATE);
     eprintln!("the databases carry {:.0} rows/s: the sale runs at {rate}/s", carried.per_second());
@@ -127,7 +128,7 @@ fn main() -> Fallible<()> {
     persister.kill()?;
     persister.wait()?;
 
-    go_behind_the_load(&args.stack)?;
+    go_behind_the_load(&args.stack, core_count)?;
     let (mut plain, mut shipped) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
         // Each goes first in turn.
@@ -217,8 +218,7 @@ fn drain(args: &Args, before: u64, missing: u64) -> Fallible<Drain> {
 fn broker(args: &Args, order: &str) -> Fallible<()> {
     let mut script = Command::new("scripts/stack");
     script.args([order, "kafka-1", "--dir"]).arg(&args.stack);
-    let status = script.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(format!("scripts/stack {order}: {status}").into()) }
+    run(&mut script)
 }
 
 fn histogram() -> Fallible<Histogram<u64>> {
@@ -250,18 +250,30 @@ fn lag_turn(
     })
 }
 
-/// The broker takes what the load leaves of its core.
-fn go_behind_the_load(stack: &Path) -> Fallible<()> {
-    let pid = std::fs::read_to_string(stack.join("kafka-1/pid"))?;
-    let pid = pid.split(' ').next().unwrap_or_default();
-    let mut renice = Command::new("renice");
-    renice.args(["-n", "19", "-p"]).stdout(Stdio::null());
-    // Of a process, it is its first thread that is meant.
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        renice.arg(thread?.file_name());
+/// The servers leave the node its core, and take what the load leaves of the others.
+fn go_behind_the_load(stack: &Path, cores: usize) -> Fallible<()> {
+    for folder in [stack.to_owned(), stack.join("mysql")] {
+        for server in std::fs::read_dir(folder)? {
+            let Ok(pid) = std::fs::read_to_string(server?.path().join("pid")) else { continue };
+            let pid = pid.split(' ').next().unwrap_or_default().trim();
+            let others = format!("{}-{}", NODE_CORE + 1, cores - 1);
+            let mut pin = Command::new("taskset");
+            run(pin.args(["-acp", &others, pid]))?;
+            let mut renice = Command::new("renice");
+            renice.args(["-n", "19", "-p"]);
+            // Of a process, it is its first thread that is meant.
+            for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+                renice.arg(thread?.file_name());
+            }
+            run(&mut renice)?;
+        }
     }
-    let status = renice.status()?;
-    if status.success() { Ok(()) } else { Err(format!("renice: {status}").into()) }
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Fallible<()> {
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
 }
 
 fn write_config(args: &Args, data: &Path) -> Fallible<PathBuf> {
@@ -295,8 +307,10 @@ fn start(
     Server::start(&command, NODE_CORE, &ready)
 }
 
-fn persist(config: &Path) -> std::io::Result<Child> {
-    let mut command = Command::new(binary("onrush"));
+fn persist(config: &Path, cores: usize) -> std::io::Result<Child> {
+    // On all cores, as the servers are; this process keeps off the node's.
+    let mut command = Command::new("taskset");
+    command.args(["-c", &format!("0-{}", cores - 1)]).arg(binary("onrush"));
     command.args(["persist", "--config"]).arg(config).env("RUST_LOG", "error");
     command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
 }
