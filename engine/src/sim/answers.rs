@@ -164,7 +164,10 @@ impl World {
         self.counts.finals += 1;
         let units = self.units_of(node, item);
         let up = self.nodes[node].up.as_ref().expect("it answers");
-        if self.shape.is_shared && !self.is_at_rest {
+        // A process that was killed between a reversal's sync and its completion has said it before
+        // it knew. Nobody was told of the reversal.
+        let is_dying = self.nodes[node].dying.is_some();
+        if is_dying || (self.shape.is_shared && !self.is_at_rest) {
             // Others' reversals, and units that were added, are heard of a moment later. But never
             // is anything taken for confirmed that was not.
             let total = up.ready.core.stock.total(item).min(units.total);
