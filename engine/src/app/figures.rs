@@ -146,6 +146,7 @@ impl NodeFigures for Figures {
             records: ship.records.load(Ordering::Relaxed),
             rewinds: ship.rewinds.load(Ordering::Relaxed),
             producers: ship.producers.load(Ordering::Relaxed),
+            partitions_gone: ship.partitions_gone.load(Ordering::Relaxed),
             is_held_up: ship.last_error().is_some(),
         })
     }

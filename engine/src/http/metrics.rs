@@ -290,6 +290,9 @@ impl Metrics {
             out.counter("ship_rewinds", help, ship.rewinds)?;
             let help = "Kafka producers made since the start";
             out.counter("ship_producers", help, ship.producers)?;
+            let help =
+                "Partitions whose database shard lacks records that the journal no longer has";
+            out.gauge("ship_partitions_gone", help, None, ship.partitions_gone as f64)?;
             let help = "Whether nothing gets to Kafka just now";
             out.gauge("ship_held_up", help, None, f64::from(u8::from(ship.is_held_up)))?;
         }

@@ -48,6 +48,8 @@ pub struct ShipFigures {
     pub rewinds: u64,
     /// Producers made: more than one where one could go on no more.
     pub producers: u64,
+    /// Partitions whose database shard lacks records that the journal no longer has.
+    pub partitions_gone: u64,
     /// Nothing gets through just now.
     pub is_held_up: bool,
 }

@@ -1,5 +1,7 @@
 //! The histories that the rules of "Ship and persist" were made from.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::kernel::record::RecordHead;
 use crate::ship::log::{Head, Log, LogBatch, LogError, Polled};
@@ -187,6 +189,10 @@ fn records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others(on
         bench.step_all();
     }
     assert_eq!(bench.known().shard_through(shard(1)), Seq::NONE, "nothing was skipped");
+    if let Some(rig) = &bench.rig {
+        let gone = &rig.ship().status().partitions_gone;
+        assert!(gone.load(Ordering::Relaxed) > 0, "it stays told, though shipping goes on");
+    }
     for alarm in bench.alarms() {
         assert!(alarm.starts_with("database shard 1: the watermark is 0"), "{alarm}");
     }

@@ -4,6 +4,7 @@
 //! Memory is O(1) however far behind Kafka is: one batch read from disk, and librdkafka's queue
 //! with its two bounds. A full queue is back-pressure: nothing more is read until there is room.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -50,6 +51,8 @@ pub struct ShipStatus {
     pub rewinds: AtomicU64,
     /// Producers made, the first one included.
     pub producers: AtomicU64,
+    /// Partitions whose database shard lacks records that the journal no longer has.
+    pub partitions_gone: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
 
@@ -166,6 +169,8 @@ pub struct Driver<F, P> {
     clock: Arc<dyn Clock>,
     status: Arc<ShipStatus>,
     control: Arc<Control>,
+    /// Where the journal began when it no longer had what the partition's database shard lacks.
+    gone: BTreeMap<Partition, Seq>,
     batch: LogBatch,
     message: Vec<u8>,
 }
@@ -189,6 +194,7 @@ impl<F: FrameSource, P: Outlet> Driver<F, P> {
             clock,
             status,
             control: Arc::default(),
+            gone: BTreeMap::new(),
             batch: LogBatch::default(),
             message: Vec::new(),
         }
@@ -284,6 +290,11 @@ impl<F: FrameSource, P: Outlet> Driver<F, P> {
             }
             for (partition, seq) in held {
                 actions.extend(self.shipper.on_held(shard, partition, seq));
+                // Filled up from elsewhere, such as a newer backup.
+                if self.gone.get(&partition).is_some_and(|first_kept| seq.next() >= *first_kept) {
+                    self.gone.remove(&partition);
+                    self.count_gone();
+                }
             }
             for (partition, to) in asked {
                 let action = self.shipper.on_asked(shard, partition, to, now_ms);
@@ -433,18 +444,22 @@ impl<F: FrameSource, P: Outlet> Driver<F, P> {
         }
     }
 
+    fn count_gone(&self) {
+        self.status.partitions_gone.store(self.gone.len() as u64, Ordering::Relaxed);
+    }
+
     fn cannot_read(&mut self, error: &LogError) {
         if let LogError::Gone { wanted, first_kept } = *error {
             let missing = self.log.skip_below(first_kept);
             let partitions: Vec<_> = missing.iter().map(|p| p.get()).collect();
+            self.gone.extend(missing.into_iter().map(|partition| (partition, first_kept)));
+            self.count_gone();
             tracing::error!(
                 ?partitions, %wanted, %first_kept,
                 "the journal no longer has what a database shard lacks: restore a newer backup"
             );
-            self.status.set_error(Some(error.to_string()));
-        } else {
-            self.status.set_error(Some(error.to_string()));
         }
+        self.status.set_error(Some(error.to_string()));
         self.producer.pause(AFTER_ERROR);
     }
 }
