@@ -78,7 +78,9 @@ impl Signals {
         self.is_running.store(true, Ordering::Release);
         // Now and then awake: ThreadSanitizer keeps a signal back until the thread that it came
         // to calls something.
-        while self.first.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {}
+        while let Err(error) = self.first.recv_timeout(LOOK_EVERY) {
+            assert!(error.is_timeout(), "the thread ends with the process");
+        }
         tracing::info!("draining; a second signal ends the node at once");
     }
 }

@@ -222,7 +222,8 @@ impl MemberTable {
         }
     }
 
-    /// Asks for the member's line, or the one that it would get. Reads its tags.
+    /// Asks for the first line with the member's tag, which nearly always is its own; else for the
+    /// one that it would get. Reads its tags.
     #[inline]
     pub fn prefetch(&self, member: MemberId) {
         if self.tags.is_empty() {
@@ -344,6 +345,71 @@ mod tests {
         }
         let lines = table.lines.len();
         assert!(lines * LOAD_NUM >= 5000 * LOAD_DEN && lines < 5000 * 5 / 4, "{lines} lines");
+    }
+
+    #[test]
+    fn equal_bytes_are_found_and_no_others() {
+        for n in 0..100_000u64 {
+            let tags = mix(n);
+            // Such as differ from a byte of the word by little, and any.
+            let near = tags.to_le_bytes()[(n % 8) as usize];
+            for tag in [near, near ^ 1, near ^ 0x80, near.wrapping_add(1), 0, 1, 0x80, 0xff] {
+                let expected = tags.to_le_bytes().map(|b| if b == tag { 0x80 } else { 0 });
+                assert_eq!(equal_bytes(tags, tag).to_le_bytes(), expected, "{tags:x} {tag:x}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_of_any_capacity_takes_so_many_without_growing_and_keeps_a_place_vacant() {
+        for members in 1..=300u64 {
+            let mut table = MemberTable::with_capacity(members as usize);
+            let lines = table.lines.len();
+            for id in 0..members {
+                table.insert(MemberId::new(id), Points::new(id), Points::ZERO);
+                assert!(table.tags.iter().any(|tags| equal_bytes(*tags, VACANT) != 0));
+            }
+            assert_eq!((table.lines.len(), table.iter().count()), (lines, members as usize));
+            assert!((0..members).all(|id| table.find(MemberId::new(id)).is_some()));
+        }
+    }
+
+    /// Members whose search begins in the last group of a table of `groups`, told by their tag.
+    fn of_last_group(groups: usize) -> impl Iterator<Item = (MemberId, u8)> {
+        let table = MemberTable { tags: vec![0; groups], ..MemberTable::default() };
+        let homes = (0..).map(MemberId::new).map(move |member| (member, table.home(member)));
+        homes.filter(move |(_, home)| home.group == groups - 1).map(|(member, h)| (member, h.tag))
+    }
+
+    #[test]
+    fn a_search_goes_on_from_the_last_group_to_the_first() {
+        let mut table = MemberTable::with_capacity(50);
+        let all: Vec<_> = of_last_group(table.tags.len()).map(|(m, _)| m).take(40).collect();
+        let (there, strangers) = all.split_at(20);
+        for member in there {
+            table.insert(*member, Points::new(member.get()), Points::ZERO);
+        }
+        assert_ne!(table.tags[0], 0, "the last group was full");
+        for member in there {
+            let at = table.find(*member).unwrap();
+            assert_eq!(table.line(at).free().get(), member.get());
+        }
+        assert!(strangers.iter().all(|member| table.find(*member).is_none()));
+    }
+
+    #[test]
+    fn members_with_one_tag_and_one_home_are_told_apart() {
+        let mut table = MemberTable::with_capacity(50);
+        let of_one_tag = of_last_group(table.tags.len()).filter(|(_, tag)| *tag == VACANT + 1);
+        let all: Vec<_> = of_one_tag.map(|(m, _)| m).take(6).collect();
+        for member in &all[..5] {
+            table.insert(*member, Points::new(member.get()), Points::ZERO);
+        }
+        for member in &all[..5] {
+            let at = table.find(*member).unwrap();
+            assert_eq!(table.line(at).free().get(), member.get());
+        }
+        assert_eq!(table.find(all[5]), None);
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub struct LedgerSums {
 }
 
 impl LedgerSums {
-    const HOT_LEN: usize = 24;
+    const HOT_LEN: usize = std::mem::offset_of!(Self, holds);
 }
 
 /// A slot's sums at one moment, for the audit.
@@ -232,11 +232,12 @@ impl SlotState {
         reversed.map(|r| (r.item(), u64::from(r.quantity().get())))
     }
 
-    /// The slot's sums. Walks its members.
     /// Accounts in this slot.
     pub fn member_count(&self) -> u64 {
         self.members.len() as u64
     }
+
+    /// The slot's sums. Walks its members.
     pub fn totals(&self) -> SlotTotals {
         let mut totals = SlotTotals {
             members: self.members.len() as u64,

@@ -16,7 +16,7 @@ use crate::kernel::control::{ControlError, ControlState};
 use crate::kernel::record::{CONTROL, Record, RecordError, RecordHead, member_of};
 use crate::kernel::slot::{self, ApplyError, SlotState};
 use crate::planted::{self, Bug};
-use crate::units::{SLOT_COUNT, Seq, Slot};
+use crate::units::{MemberId, SLOT_COUNT, Seq, Slot};
 
 /// Why a node's state cannot be had from its data folder.
 #[derive(Error, Debug)]
@@ -67,6 +67,22 @@ impl Loading {
 
     fn lowest_cut(&self) -> Seq {
         self.slot_cuts.iter().copied().min().unwrap_or(Seq::NONE).min(self.control_cut)
+    }
+
+    /// Asks for the memory that the next records will be applied to; gives their number.
+    fn prefetch(&self, mut records: &[u8], members: &mut Vec<MemberId>) -> usize {
+        let mut count = 0;
+        members.clear();
+        // What cannot be read is found, and named, when its turn comes.
+        while count < REPLAY_GROUP
+            && let Ok(head) = RecordHead::peek(records)
+        {
+            members.extend(member_of(records));
+            records = &records[head.length..];
+            count += 1;
+        }
+        slot::prefetch(&self.slots, members);
+        count
     }
 
     fn apply(&mut self, seq: Seq, head: RecordHead, bytes: &[u8]) -> Result<(), RecoverError> {
@@ -138,7 +154,8 @@ pub fn recover<D: Disk, S: Disk>(
     })
 }
 
-/// Records whose members' memory is asked for at once.
+/// Records whose members' memory is asked for at once. More than of decisions: all three steps of
+/// asking follow each other here, and each is to have arrived before the next.
 const REPLAY_GROUP: usize = 32;
 
 fn replay<D: Disk>(
@@ -157,24 +174,19 @@ fn replay<D: Disk>(
     while let Some(run) = tail.next()? {
         let mut seq = run.first_seq;
         let mut rest = run.records;
-        let mut group = Vec::with_capacity(REPLAY_GROUP);
+        let mut asked_for = 0;
         while !rest.is_empty() {
-            group.clear();
-            while !rest.is_empty() && group.len() < REPLAY_GROUP {
-                let head =
-                    RecordHead::peek(rest).map_err(|error| RecoverError::Record { seq, error })?;
-                let (record, behind) = rest.split_at(head.length);
-                group.push((seq, head, record));
-                rest = behind;
-                seq = seq.next();
+            if asked_for == 0 {
+                asked_for = loading.prefetch(rest, &mut members);
             }
-            members.clear();
-            members.extend(group.iter().filter_map(|(.., record)| member_of(record)));
-            slot::prefetch(&loading.slots, &members);
-            for &(seq, head, record) in &group {
-                loading.apply(seq, head, record)?;
-            }
-            replayed += group.len() as u64;
+            asked_for = asked_for.saturating_sub(1);
+            let head =
+                RecordHead::peek(rest).map_err(|error| RecoverError::Record { seq, error })?;
+            let (record, behind) = rest.split_at(head.length);
+            loading.apply(seq, head, record)?;
+            rest = behind;
+            seq = seq.next();
+            replayed += 1;
         }
         readiness.advance(seq.get().saturating_sub(from.get()));
     }
