@@ -9,7 +9,7 @@
 //!  load at that rate ─▶ node A: no shipper               latency from the planned start
 //!                in turns ─▶ node B: Kafka               the same
 //! ```
-//! The servers (Kafka, one or more `MySQL`) are started by `scripts/bench lag`. Until Kafka is killed
+//! The servers (Kafka, one or more `MySQL`) are started by `scripts/bench lag`. Until the last part
 //! they and persist have all cores; the nodes have one, the load the others.
 
 use std::io::{Read as _, Write as _};
@@ -47,7 +47,7 @@ struct Args {
     seconds: u64,
     /// Turns of load whose rows are waited for
     #[arg(long, default_value_t = 5)]
-    lag_rounds: usize,
+    lag_turns: usize,
     /// Turns on each node, with the shipper and without
     #[arg(long, default_value_t = 9)]
     rounds: usize,
@@ -109,7 +109,7 @@ fn main() -> Fallible<()> {
     eprintln!("the databases carry {:.0} rows/s: the sale runs at {rate}/s", carried.per_second());
     let turn = Turn { rate, seconds: args.seconds };
     let (mut lag, mut answered) = (histogram()?, 0);
-    for round in 0..args.lag_rounds {
+    for round in 0..args.lag_turns {
         answered += lag_turn(&args, shipping.addresses[0], turn, &keys, &mut lag)?;
         let p50 = lag.value_at_quantile(0.5);
         eprintln!("turn {}: {} probes, lag p50 {p50} µs", round + 1, lag.len());
@@ -117,17 +117,21 @@ fn main() -> Fallible<()> {
 
     // Kafka is away for some turns, and everything catches up.
     wait_for_rows(&args, made + answered)?;
-    broker(&args, "kill")?;
+    broker(&args, "kill", core_count)?;
     let before = rows(&args)?;
     let mut missing = 0;
     for _ in 0..AWAY_TURNS {
         missing += load(shipping.addresses[0], turn, &keys)?.len();
     }
-    broker(&args, "start")?;
+    broker(&args, "start", core_count)?;
     let drained = drain(&args, before, missing)?;
     persister.kill()?;
     persister.wait()?;
 
+    // The other node comes to the comparison with as much behind it.
+    let behind = made + answered + missing;
+    let as_much = Turn { rate: BACKLOG_RATE, seconds: behind.div_ceil(BACKLOG_RATE) };
+    load(alone.addresses[0], as_much, &keys)?;
     go_behind_the_load(&args.stack, core_count)?;
     let (mut plain, mut shipped) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
@@ -154,6 +158,7 @@ fn main() -> Fallible<()> {
         "databases_carry_per_s": carried.per_second(),
         "rate_per_s": rate,
         "rounds": args.rounds,
+        "lag_turns": args.lag_turns,
         "database_shards": args.urls.len(),
         "lag_us": {
             "p50": lag.value_at_quantile(0.5),
@@ -215,10 +220,16 @@ fn drain(args: &Args, before: u64, missing: u64) -> Fallible<Drain> {
 }
 
 /// `scripts/stack kill` or `start`, of the one broker.
-fn broker(args: &Args, order: &str) -> Fallible<()> {
-    let mut script = Command::new("scripts/stack");
-    script.args([order, "kafka-1", "--dir"]).arg(&args.stack);
-    run(&mut script)
+fn broker(args: &Args, order: &str, cores: usize) -> Fallible<()> {
+    let mut script = on_all_cores(cores, Path::new("scripts/stack"));
+    run(script.args([order, "kafka-1", "--dir"]).arg(&args.stack))
+}
+
+/// This process keeps off the node's core; what it starts by this does not.
+fn on_all_cores(cores: usize, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", &format!("0-{}", cores - 1)]).arg(program);
+    command
 }
 
 fn histogram() -> Fallible<Histogram<u64>> {
@@ -257,15 +268,15 @@ fn go_behind_the_load(stack: &Path, cores: usize) -> Fallible<()> {
             let Ok(pid) = std::fs::read_to_string(server?.path().join("pid")) else { continue };
             let pid = pid.split(' ').next().unwrap_or_default().trim();
             let others = format!("{}-{}", NODE_CORE + 1, cores - 1);
-            let mut pin = Command::new("taskset");
-            run(pin.args(["-acp", &others, pid]))?;
+            // A thread that ends meanwhile is an error of these, and of no matter.
+            let _ = run(Command::new("taskset").args(["-acp", &others, pid]));
             let mut renice = Command::new("renice");
             renice.args(["-n", "19", "-p"]);
             // Of a process, it is its first thread that is meant.
             for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
                 renice.arg(thread?.file_name());
             }
-            run(&mut renice)?;
+            let _ = run(&mut renice);
         }
     }
     Ok(())
@@ -308,9 +319,7 @@ fn start(
 }
 
 fn persist(config: &Path, cores: usize) -> std::io::Result<Child> {
-    // On all cores, as the servers are; this process keeps off the node's.
-    let mut command = Command::new("taskset");
-    command.args(["-c", &format!("0-{}", cores - 1)]).arg(binary("onrush"));
+    let mut command = on_all_cores(cores, &binary("onrush"));
     command.args(["persist", "--config"]).arg(config).env("RUST_LOG", "error");
     command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
 }
