@@ -429,7 +429,15 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             self.rewinding.remove(&planned.stream);
         }
         for (stream, to) in &judged.gaps {
-            self.rewinding.insert(*stream, (*to, now_ms));
+            if self.committed.get(stream).is_some_and(|watermark| watermark.seq > *to) {
+                // What was missing stood further behind in the same batch.
+                continue;
+            }
+            let before = self.rewinding.insert(*stream, (*to, now_ms));
+            // † Asked for again, and still missing: perhaps another process stored it before it
+            // stood still or lost the partition, and whoever is asked sees that nothing is missing
+            // [the log had dropped those records meanwhile: the same gap was asked for for ever].
+            self.is_in_doubt |= before.is_some_and(|(seq, _)| seq == *to);
             self.ask_rewind(*stream, *to, "records are missing");
         }
         for (stream, alarm) in &judged.alarms {
@@ -484,9 +492,11 @@ impl Judged {
     fn has_alarm(&self, stream: Stream) -> bool {
         self.alarms.iter().any(|(s, _)| *s == stream)
     }
+    /// The last one of a stream counts: an earlier one was filled in the same batch.
     fn gap(&mut self, stream: Stream, to: Seq) {
-        if !self.gaps.iter().any(|(s, _)| *s == stream) {
-            self.gaps.push((stream, to));
+        match self.gaps.iter_mut().find(|(s, _)| *s == stream) {
+            Some((_, last)) => *last = to,
+            None => self.gaps.push((stream, to)),
         }
     }
 }

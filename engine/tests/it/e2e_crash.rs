@@ -47,13 +47,23 @@ fn nothing_that_was_answered_is_lost_by_kill_9() {
     site.audit();
 }
 
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a node may take to come by a point before it is told to stop; longer at the second try,
+/// for a busy machine.
+const UNDER_LOAD: [Duration; 2] = [Duration::from_millis(1_500), Duration::from_millis(7_500)];
+
 /// Every place that the code marks is met by a running node under load, and survived.
 #[test]
 fn every_marked_crash_point_is_hit_and_survived() {
     let _turn = turn();
     let (_, listed, _) = run(onrush().arg("crash-points"));
-    // A split is a command of its own, and killed in a test of its own.
-    let is_ours = |line: &&str| !line.is_empty() && !line.starts_with("split-");
+    // A split is a command of its own, and killed in a test of its own. Only a node that leases
+    // from Redis comes by the points of a lease (`stack_lease::crash`), only one whose journal ends
+    // in rubbish by those of zeroing (`journal_crash`).
+    let is_elsewhere = |line: &&str| {
+        line.starts_with("split-") || line.starts_with("lease-") || line.ends_with("-zeroing")
+    };
+    let is_ours = |line: &&str| !line.is_empty() && !is_elsewhere(line);
     let points: Vec<&str> = listed.lines().map(str::trim).filter(is_ours).collect();
     assert!(points.len() > 5, "the code lists its crash points: {listed:?}");
     let mut random = Random::new("crash points");
@@ -67,32 +77,38 @@ fn every_marked_crash_point_is_hit_and_survived() {
     node.kill();
     let mut book = Book::default();
     for (index, point) in points.iter().enumerate() {
-        site.set_env("ONRUSH_CRASH_AT", point);
-        let mut node = site.launch();
-        site.clear_env("ONRUSH_CRASH_AT");
-        let mut begun = Vec::new();
-        if node.wait_ready_or_end() {
-            let load = burst(node.public, random.next(), &format!("p{index}"));
-            let patience = Duration::from_secs(15);
-            if !node.ends_within(patience / 2) {
-                node.signal(rustix::process::Signal::TERM); // some points lie in the drain
+        let mut is_hit = false;
+        for (attempt, under_load) in UNDER_LOAD.into_iter().enumerate() {
+            if is_hit {
+                break;
             }
-            // Killed by the point itself: a drain that ends in good order has not come by it.
-            let is_hit = node.ends_within(patience) && node.exit_signal() == Some(9);
-            // Only a node that leases from Redis comes by all of the first (`stack_lease::crash`),
-            // only one whose journal ends in rubbish by the others (`journal_crash`).
-            let is_elsewhere = point.starts_with("lease-") || point.ends_with("-zeroing");
-            if !is_hit && !is_elsewhere {
-                never_hit.push(*point);
+            site.set_env("ONRUSH_CRASH_AT", point);
+            let mut node = site.launch();
+            site.clear_env("ONRUSH_CRASH_AT");
+            let mut begun = Vec::new();
+            if node.wait_ready_or_end() {
+                let tag = format!("p{index}-{attempt}");
+                let load = burst(node.public, random.next(), &tag);
+                if !node.ends_within(under_load) {
+                    node.signal(rustix::process::Signal::TERM); // some points lie in the drain
+                }
+                is_hit = node.ends_within(PATIENCE);
+                // Killed by the point itself: a drain that ends in good order has not come by it.
+                is_hit &= node.exit_signal() == Some(9);
+                drop(node);
+                begun = load.finish();
+            } else {
+                is_hit = node.exit_signal() == Some(9);
             }
-            drop(node);
-            begun = load.finish();
+            site.audit();
+            let node = site.start();
+            book.reconcile(&node, begun, &mut random);
+            book.compare(&node);
+            node.kill();
         }
-        site.audit();
-        let node = site.start();
-        book.reconcile(&node, begun, &mut random);
-        book.compare(&node);
-        node.kill();
+        if !is_hit {
+            never_hit.push(*point);
+        }
     }
     println!("{} crash points, {}", points.len(), book.summary());
     assert!(never_hit.is_empty(), "never hit: {never_hit:?}");

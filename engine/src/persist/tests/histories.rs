@@ -293,6 +293,65 @@ fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place(on: On
     }
 }
 
+/// A log that keeps nothing before a record, as Kafka does behind its retention.
+struct CutLog<L> {
+    inner: L,
+    first_kept: Seq,
+}
+
+impl<L: Log> Log for CutLog<L> {
+    fn poll(&mut self, max_records: usize, batch: &mut LogBatch) -> Result<Polled, LogError> {
+        let polled = self.inner.poll(max_records, batch)?;
+        batch.records.retain(|record| record.seq >= self.first_kept);
+        Ok(polled)
+    }
+    fn rewind(&mut self, journal: JournalId, partition: Partition, to: Seq) {
+        self.inner.rewind(journal, partition, to);
+    }
+    fn resume(&mut self, from: &[(Partition, Option<LogOffset>)]) {
+        self.inner.resume(from);
+    }
+    fn topic(&self) -> String {
+        self.inner.topic()
+    }
+    fn journal(&self) -> Option<JournalId> {
+        None
+    }
+    fn head(&self) -> Head {
+        self.inner.head()
+    }
+}
+
+fn records_that_a_zombie_stored_and_the_log_then_dropped_are_not_asked_for_for_ever(on: On) {
+    let mut bench = Bench::new(on, 23, 600);
+    let mut zombies = std::mem::take(&mut bench.writers);
+    let first_kept = bench.generator.frames.head_seq().next();
+    // The new owners read that nothing is stored yet, and then the zombies store.
+    let owner = |shard: DatabaseShard| {
+        let store: Box<dyn Store> = bench.databases.store(shard).boxed();
+        let from = layout().partitions(shard).map(|p| (p, Seq::NONE));
+        let inner = JournalLog::new(bench.generator.frames.clone(), from);
+        let log = CutLog { inner, first_kept };
+        let settings = WriterSettings::default();
+        ShardWriter::open(store, settings, bench.status.clone(), |_, _| log).unwrap()
+    };
+    let mut owners: Vec<_> = layout().shards().map(owner).collect();
+    for turn in 0..100 {
+        for zombie in &mut zombies {
+            zombie.step(turn * 10_000, true);
+        }
+    }
+    bench.generator.write(300);
+    for turn in 0..100 {
+        for owner in &mut owners {
+            owner.step(turn * 10_000, true);
+        }
+    }
+    bench.assert_complete();
+    assert!(bench.sum_of(|s| &s.rewinds) > 0, "nothing was missing");
+    assert_eq!(bench.status.alarms(), [""; 0]);
+}
+
 fn an_idle_partition_lets_segments_go(on: On) {
     let mut bench = Bench::new(on, 20, 50);
     bench.catch_up();
@@ -340,6 +399,7 @@ on_every_store! {
     a_transaction_that_was_committed_but_reported_lost_is_not_applied_twice,
     a_journal_that_lost_its_tail_is_an_alarm_and_nothing_of_it_is_applied,
     records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others,
+    records_that_a_zombie_stored_and_the_log_then_dropped_are_not_asked_for_for_ever,
     a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place,
     an_idle_partition_lets_segments_go,
 }
