@@ -21,3 +21,8 @@ pub mod units;
 
 #[cfg(test)]
 mod sim;
+
+/// As the node has it.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -4,9 +4,7 @@ use std::io;
 
 use super::buffer::AlignedBuffer;
 use super::disk::DiskFile;
-use super::format::{
-    BLOCK_LEN, FRAME_HEADER_LEN, FRAME_LEN_MAX, Flaw, Frame, FrameHeader, Unverified,
-};
+use super::format::{BLOCK_LEN, FRAME_HEADER_LEN, Flaw, Frame, FrameHeader, Unverified};
 use crate::units::JournalId;
 
 /// What stands at an offset of a segment.
@@ -21,7 +19,7 @@ pub enum Found<'a> {
 
 /// A window on one segment's bytes.
 ///
-/// Shape: one buffer of a frame's largest length and a chunk, whatever is read.
+/// Shape: one buffer of what is read at once, or of the largest frame so far.
 pub struct FrameReader {
     buffer: AlignedBuffer,
     /// Where in the file the window begins, and how much of the buffer it fills.
@@ -35,12 +33,7 @@ impl FrameReader {
     /// Reads at least `chunk_len` bytes (whole blocks) at a time.
     pub fn new(chunk_len: usize) -> Self {
         let chunk_len = chunk_len.next_multiple_of(BLOCK_LEN);
-        Self {
-            buffer: AlignedBuffer::new(FRAME_LEN_MAX.max(chunk_len)),
-            window_at: 0,
-            window_len: 0,
-            chunk_len,
-        }
+        Self { buffer: AlignedBuffer::new(chunk_len), window_at: 0, window_len: 0, chunk_len }
     }
 
     /// Drops the window: the file may have changed, or another one is read next.
@@ -50,7 +43,7 @@ impl FrameReader {
 
     /// Reads this much at a time from now on.
     pub fn set_chunk_len(&mut self, chunk_len: usize) {
-        self.chunk_len = chunk_len.next_multiple_of(BLOCK_LEN).min(self.buffer.len());
+        self.chunk_len = chunk_len.next_multiple_of(BLOCK_LEN);
     }
 
     /// Doubles what is read at a time, up to a bound.
@@ -98,6 +91,9 @@ impl FrameReader {
         if offset < self.window_at || offset + len as u64 > window_end {
             self.window_len = 0;
             let len = len.max(self.chunk_len);
+            if self.buffer.len() < len {
+                self.buffer = AlignedBuffer::new(len.max(2 * self.buffer.len()));
+            }
             self.window_len = file.read_at(offset, &mut self.buffer.as_mut_slice()[..len])?;
             self.window_at = offset;
         }

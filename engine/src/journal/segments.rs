@@ -15,6 +15,14 @@ const UNFINISHED_SUFFIX: &str = ".segment.new";
 /// Zeros are written in pieces, so that no single write holds up the journal's own for long.
 const FILL_LEN: usize = 256 * 1024;
 
+static ZEROS: Zeros = Zeros([0; FILL_LEN]);
+
+/// Aligned as direct I/O demands.
+#[repr(align(4096))]
+struct Zeros([u8; FILL_LEN]);
+
+const _: () = assert!(std::mem::align_of::<Zeros>() == BLOCK_LEN);
+
 /// The file name of a segment: sorts by number.
 pub fn name(segment: u64) -> String {
     format!("{segment:012}{SUFFIX}")
@@ -68,17 +76,16 @@ fn make<D: Disk>(
     let file = disk.create(unfinished)?;
     crash_point!(CrashPoint::SegmentAfterCreate);
     file.allocate(header.file_len)?;
-    let mut zeros = AlignedBuffer::new(FILL_LEN);
     let mut at = BLOCK_LEN as u64;
     while at < header.file_len {
         let len = (FILL_LEN as u64).min(header.file_len - at);
-        file.write_at(at, &zeros.as_slice()[..len as usize])?;
+        file.write_at(at, &ZEROS.0[..len as usize])?;
         at += len;
         pace(at);
     }
-    let block = &mut zeros.as_mut_slice()[..BLOCK_LEN];
-    header.encode(block);
-    file.write_at(0, block)?;
+    let mut block = AlignedBuffer::new(BLOCK_LEN);
+    header.encode(block.as_mut_slice());
+    file.write_at(0, block.as_slice())?;
     crash_point!(CrashPoint::SegmentAfterFill);
     file.sync()?;
     crash_point!(CrashPoint::SegmentAfterSync);

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::disk::{Access, Disk, DiskFile};
@@ -269,7 +270,7 @@ impl State {
         inodes.sort_unstable();
         for inode in inodes {
             let dirty = self.inodes[&inode].dirty.clone();
-            self.keep_some(inode, &dirty);
+            self.keep_some(inode, dirty);
         }
         let kept = self.rng.below(self.dir_changes.len() as u64 + 1) as usize;
         for change in std::mem::take(&mut self.dir_changes).into_iter().take(kept) {
@@ -278,10 +279,10 @@ impl State {
     }
 
     /// Each of these sectors reaches the platter, or does not.
-    fn keep_some(&mut self, inode: u64, sectors: &BTreeSet<usize>) {
+    fn keep_some(&mut self, inode: u64, sectors: impl IntoIterator<Item = usize>) {
         for sector in sectors {
             if self.rng.coin() {
-                self.inodes.get_mut(&inode).expect("it is open").keep(*sector);
+                self.inodes.get_mut(&inode).expect("it is open").keep(sector..sector + 1);
             }
         }
     }
@@ -292,24 +293,39 @@ impl State {
 }
 
 impl Inode {
-    fn keep(&mut self, sector: usize) {
-        let start = sector * SECTOR_LEN;
-        let end = (start + SECTOR_LEN).min(self.seen.len());
+    fn keep(&mut self, sectors: Range<usize>) {
+        let start = sectors.start * SECTOR_LEN;
+        let end = (sectors.end * SECTOR_LEN).min(self.seen.len());
         if self.kept.len() < end {
             self.kept.resize(end, 0);
         }
         self.kept[start..end].copy_from_slice(&self.seen[start..end]);
-        self.dirty.remove(&sector);
+        for sector in sectors {
+            self.dirty.remove(&sector);
+        }
     }
 
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> BTreeSet<usize> {
+    fn keep_all(&mut self) {
+        let mut run = 0..0;
+        for sector in std::mem::take(&mut self.dirty) {
+            if sector == run.end {
+                run.end += 1;
+                continue;
+            }
+            self.keep(std::mem::replace(&mut run, sector..sector + 1));
+        }
+        self.keep(run);
+    }
+
+    /// Gives the sectors that were written.
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Range<usize> {
         let end = offset + bytes.len();
         if self.seen.len() < end {
             self.seen.resize(end, 0);
         }
         self.seen[offset..end].copy_from_slice(bytes);
-        let sectors: BTreeSet<usize> = (offset / SECTOR_LEN..end.div_ceil(SECTOR_LEN)).collect();
-        self.dirty.extend(&sectors);
+        let sectors = offset / SECTOR_LEN..end.div_ceil(SECTOR_LEN);
+        self.dirty.extend(sectors.clone());
         sectors
     }
 }
@@ -433,15 +449,13 @@ impl SimFile {
         let sectors = file.write(offset, bytes);
         match fault {
             None if is_durable => {
-                for sector in sectors {
-                    file.keep(sector);
-                }
+                file.keep(sectors);
                 Ok(())
             }
             None => Ok(()),
             Some(Fault::Error) => {
                 if is_durable {
-                    state.keep_some(self.inode, &sectors);
+                    state.keep_some(self.inode, sectors.clone());
                     // Readers go on seeing all of it, and no later sync writes the rest.
                     let file = state.inodes.get_mut(&self.inode).expect("it is open");
                     for sector in sectors {
@@ -488,17 +502,14 @@ impl DiskFile for SimFile {
         let mut state = self.lock();
         let fault = state.begin()?;
         let file = state.inodes.get_mut(&self.inode).expect("it is open");
-        let dirty = file.dirty.clone();
         match fault {
             None => {
-                for sector in dirty {
-                    file.keep(sector);
-                }
+                file.keep_all();
                 Ok(())
             }
             Some(Fault::Error) => {
-                state.keep_some(self.inode, &dirty);
-                state.inodes.get_mut(&self.inode).expect("it is open").dirty.clear();
+                let dirty = std::mem::take(&mut file.dirty);
+                state.keep_some(self.inode, dirty);
                 Err(eio())
             }
             Some(Fault::PowerLoss) => {

@@ -117,7 +117,7 @@ pub struct SlotState {
 
 /// Asks for the memory that steps of these members will touch: one of a slot after the other, so
 /// that the waits overlap. `slots` stand by number; those beyond are passed over.
-pub fn prefetch(slots: &[SlotState], members: &[MemberId]) {
+pub fn prefetch(slots: &[Box<SlotState>], members: &[MemberId]) {
     let each = || members.iter().filter_map(|&m| Some((slots.get(Slot::of(m).index())?, m)));
     each().for_each(|(slot, _)| slot.prefetch_head());
     each().for_each(|(slot, member)| slot.prefetch_tags(member));

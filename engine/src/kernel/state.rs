@@ -72,7 +72,8 @@ impl ShardState {
     /// any slot has dropped ([`SlotState::dropped_sales`]) in the catalogs of all shards.
     ///
     /// Panics: the slot is owned already, or is another one.
-    pub fn adopt_slot(&mut self, slot: Slot, state: SlotState) {
+    pub fn adopt_slot(&mut self, slot: Slot, state: impl Into<Box<SlotState>>) {
+        let state = state.into();
         assert_eq!(slot, state.slot(), "a slot's state carries its number");
         assert!(self.slots[slot.index()].is_none(), "slot {slot} is adopted twice");
         for (item, counts) in state.item_counts() {
@@ -86,7 +87,7 @@ impl ShardState {
             self.expiries.push(Reverse(expiry));
         }
         self.owned.push(slot);
-        self.slots[slot.index()] = Some(Box::new(state));
+        self.slots[slot.index()] = Some(state);
     }
 
     pub fn catalog(&self) -> &Catalog {
@@ -148,13 +149,16 @@ impl ShardState {
     }
 
     /// Makes memory ready for what a slot may see of `units` more units on sale, spread over all
-    /// slots: the mean, and what chance adds to it.
+    /// slots: the mean, and what chance adds to it. Fewer units than slots need nothing: most slots
+    /// see none of them, and a chunk in each would be megabytes.
     ///
     /// Panics: another shard owns the slot.
     pub fn make_ready(&mut self, slot: Slot, units: u64) {
         let mean = usize::try_from(units / SLOT_COUNT as u64).unwrap_or(usize::MAX);
         let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
-        state.redemptions.make_ready(mean.saturating_add(4 * mean.isqrt() + 1));
+        if mean > 0 {
+            state.redemptions.make_ready(mean.saturating_add(4 * mean.isqrt() + 1));
+        }
     }
 
     /// When the next hold may end. It may have ended otherwise by then.

@@ -35,10 +35,14 @@ pub enum RecoverError {
     Control { seq: Seq, error: ControlError },
 }
 
+/// All slots, each where it will stay: a shard takes it over as it is.
+#[allow(clippy::vec_box, reason = "thousands of states of ten lines each are not moved twice")]
+pub type Slots = Vec<Box<SlotState>>;
+
 /// A node's state as its data folder proves it.
 pub struct Recovered {
     /// By slot number.
-    pub slots: Vec<SlotState>,
+    pub slots: Slots,
     pub control: ControlState,
     /// The snapshot it began from.
     pub snapshot: Option<SnapshotInfo>,
@@ -49,7 +53,7 @@ pub struct Recovered {
 
 /// Parts of a snapshot on their way to a state.
 struct Loading {
-    slots: Vec<SlotState>,
+    slots: Slots,
     slot_cuts: Vec<Seq>,
     control: ControlState,
     control_cut: Seq,
@@ -58,7 +62,7 @@ struct Loading {
 impl Loading {
     fn empty() -> Self {
         Self {
-            slots: (0..SLOT_COUNT as u16).map(|n| SlotState::new(Slot::new(n))).collect(),
+            slots: (0..SLOT_COUNT as u16).map(|n| Box::new(SlotState::new(Slot::new(n)))).collect(),
             slot_cuts: vec![Seq::NONE; SLOT_COUNT],
             control: ControlState::new(),
             control_cut: Seq::NONE,
@@ -133,7 +137,7 @@ pub fn recover<D: Disk, S: Disk>(
                 continue;
             }
             let state = SlotState::decode(part.bytes).map_err(failed)?;
-            loading.slots[part.slot.index()] = state;
+            *loading.slots[part.slot.index()] = state;
             loading.slot_cuts[part.slot.index()] = part.cut;
             loaded += 1;
             readiness.advance(loaded);

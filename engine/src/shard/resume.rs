@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::catalog::{CatalogView, SaleEntry};
-use super::recover::Recovered;
+use super::recover::{Recovered, Slots};
 use crate::kernel::catalog::SalePhase;
 use crate::kernel::control::ControlState;
-use crate::kernel::slot::{ItemCounts, SlotState};
+use crate::kernel::slot::ItemCounts;
 use crate::kernel::state::{KernelLimits, ShardState};
 use crate::stock::line::StockLines;
 use crate::units::{ItemIndex, JournalId, SaleIndex};
@@ -76,12 +76,12 @@ pub fn deal_slots(
     limits: KernelLimits,
     journal: JournalId,
     control: &ControlState,
-    slots: Vec<SlotState>,
+    slots: Slots,
 ) -> Vec<ShardState> {
     // A node that ended while keys were being dropped goes on so: no slot takes a key of a sale
     // that another slot has begun to forget.
     let mut catalog = control.catalog();
-    for sale in slots.iter().flat_map(SlotState::dropped_sales) {
+    for sale in slots.iter().flat_map(|slot| slot.dropped_sales()) {
         catalog.mark_keys_dropped(*sale);
     }
     let mut shards: Vec<ShardState> = (0..count)
