@@ -87,7 +87,7 @@ pub struct Node {
     /// On a disk of the same machine, where there are any.
     pub snapshots: Snapshots,
     pub ledger: Ledger,
-    pub up: Option<Up>,
+    pub up: Option<Box<Up>>,
     /// In virtual time.
     pub start_at_ms: u64,
     /// Crash points to pass before it ends, and how it ends then.
@@ -304,7 +304,7 @@ impl Node {
         let started = self.guarded(Self::try_start);
         match started {
             Ok(Ok(up)) => {
-                self.up = Some(up);
+                self.up = Some(Box::new(up));
                 self.after_start();
             }
             Ok(Err(StartError::Recover(error))) => {

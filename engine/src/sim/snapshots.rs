@@ -195,7 +195,7 @@ impl Node {
 
     pub fn is_taking_snapshot(&self) -> bool {
         let of_up = |up: &Up| up.snapshotter.as_ref().is_some_and(Snapshotter::is_taking);
-        self.up.as_ref().is_some_and(of_up)
+        self.up.as_deref().is_some_and(of_up)
     }
 
     /// One turn of the thread `snapshot`: what was reported is written.

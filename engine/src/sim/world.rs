@@ -366,7 +366,7 @@ impl World {
     /// Who is asked, unless it is down, or a copy of its folder runs.
     fn up(&self, node: usize) -> Option<&Up> {
         let node = &self.nodes[node];
-        node.up.as_ref().filter(|_| !node.is_copy())
+        node.up.as_deref().filter(|_| !node.is_copy())
     }
 
     fn send(&mut self, node: usize, client: Option<usize>, asked: Asked, answering: Answering) {
