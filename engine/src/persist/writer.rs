@@ -136,6 +136,8 @@ pub struct ShardWriter<L, S> {
     /// What the database has is not known, and read before anything else.
     is_in_doubt: bool,
     trouble: Trouble,
+    /// The same records as before are still missing: see [`Self::is_overtaken`].
+    has_asked_again: bool,
     /// In this step.
     has_stored: bool,
     /// The last poll left records behind.
@@ -211,6 +213,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             marked_at_ms: 0,
             is_in_doubt: true,
             trouble: Trouble::default(),
+            has_asked_again: false,
             has_stored: false,
             is_behind: false,
             batch: LogBatch::default(),
@@ -295,7 +298,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     }
 
     fn try_step(&mut self, now_ms: u64, is_urgent: bool) -> Result<Next, Failure> {
-        if self.is_in_doubt {
+        if self.is_in_doubt || self.is_overtaken()? {
             self.reread()?;
             self.is_in_doubt = false;
         }
@@ -434,10 +437,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
                 continue;
             }
             let before = self.rewinding.insert(*stream, (*to, now_ms));
-            // † Asked for again, and still missing: perhaps another process stored it before it
-            // stood still or lost the partition, and whoever is asked sees that nothing is missing
-            // [the log had dropped those records meanwhile: the same gap was asked for for ever].
-            self.is_in_doubt |= before.is_some_and(|(seq, _)| seq == *to);
+            self.has_asked_again |= before.is_some_and(|(seq, _)| seq == *to);
             self.ask_rewind(*stream, *to, "records are missing");
         }
         for (stream, alarm) in &judged.alarms {

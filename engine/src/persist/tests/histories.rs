@@ -1,12 +1,13 @@
 //! The histories that the rules of "Ship and persist" were made from.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::kernel::record::RecordHead;
-use crate::ship::log::{Head, Log, LogBatch, LogError, Polled};
+use crate::ship::log::{Head, Log, LogBatch, LogError, LogRecord, Place, Polled};
 use crate::ship::partition::Partition;
-use crate::units::JournalId;
+use crate::units::{JournalId, NodeTime};
 
 fn a_restart_at_any_point_loses_and_doubles_nothing(on: On) {
     let mut bench = Bench::new(on, 11, 900);
@@ -352,6 +353,104 @@ fn records_that_a_zombie_stored_and_the_log_then_dropped_are_not_asked_for_for_e
     assert_eq!(bench.status.alarms(), [""; 0]);
 }
 
+/// A log of messages by partition that stay where they are, as in Kafka: what is asked for again
+/// comes behind everything that is there.
+#[derive(Default)]
+struct TopicLog {
+    messages: BTreeMap<Partition, Vec<(LogRecord, Vec<u8>)>>,
+    at: BTreeMap<Partition, usize>,
+}
+
+impl TopicLog {
+    /// All that a database shard gets of a journal.
+    fn of(frames: &MemoryFrames, shard: DatabaseShard) -> Self {
+        let from = layout().partitions(shard).map(|p| (p, Seq::NONE));
+        let mut inner = JournalLog::new(frames.clone(), from);
+        let (mut log, mut batch) = (Self::default(), LogBatch::default());
+        while !inner.poll(64, &mut batch).unwrap().caught_up || !batch.records.is_empty() {
+            for record in &batch.records {
+                let bytes = batch.bytes_of(record).to_vec();
+                log.messages.entry(record.partition).or_default().push((record.clone(), bytes));
+            }
+        }
+        log
+    }
+    fn again(&mut self, partition: Partition, behind: Seq, all: &Self) {
+        let sent = all.messages[&partition].iter().filter(|(record, _)| record.seq > behind);
+        self.messages.get_mut(&partition).unwrap().extend(sent.cloned());
+    }
+}
+
+impl Log for Arc<Mutex<TopicLog>> {
+    fn poll(&mut self, max_records: usize, batch: &mut LogBatch) -> Result<Polled, LogError> {
+        batch.clear();
+        let log = &mut *self.lock().unwrap();
+        let each = (max_records / log.messages.len()).max(1);
+        let mut caught_up = true;
+        for (partition, messages) in &log.messages {
+            let at = log.at.entry(*partition).or_default();
+            for (record, bytes) in messages.iter().skip(*at).take(each) {
+                *at += 1;
+                let LogRecord { journal, incarnation, seq, node_time, .. } = *record;
+                let place = Place { journal, incarnation, seq, node_time };
+                let next = Some(LogOffset::new(*at as i64));
+                batch.push_at(*partition, place, record.prev_seq, next, bytes);
+            }
+            caught_up &= *at == messages.len();
+        }
+        Ok(Polled { caught_up, must_reread: false })
+    }
+    fn rewind(&mut self, _: JournalId, _: Partition, _: Seq) {}
+    fn resume(&mut self, from: &[(Partition, Option<LogOffset>)]) {
+        let log = &mut *self.lock().unwrap();
+        for (partition, offset) in from {
+            log.at.insert(*partition, offset.map_or(0, |offset| offset.get() as usize));
+        }
+    }
+    fn topic(&self) -> String {
+        "topic".into()
+    }
+    fn journal(&self) -> Option<JournalId> {
+        None
+    }
+    fn head(&self) -> Head {
+        Head { seq: Seq::NONE, node_time: NodeTime::new(0) }
+    }
+}
+
+fn a_record_that_comes_again_behind_a_long_backlog_is_come_to(on: On) {
+    let mut bench = Bench::new(on, 24, 3_000);
+    bench.writers.clear();
+    for shard in layout().shards() {
+        let all = TopicLog::of(&bench.generator.frames, shard);
+        let mut topic = TopicLog { messages: all.messages.clone(), ..TopicLog::default() };
+        // Lost on the way, at the beginning: the third record of each partition.
+        topic.messages.values_mut().for_each(|messages| drop(messages.remove(2)));
+        let topic = Arc::new(Mutex::new(topic));
+        let mut requests = bench.databases.store(shard).boxed();
+        let store: Box<dyn Store> = bench.databases.store(shard).boxed();
+        let settings = WriterSettings { batch: 16, ..WriterSettings::default() };
+        let mut writer =
+            ShardWriter::unread(store, settings, bench.status.clone(), Arc::clone(&topic));
+        let mut served = BTreeSet::new();
+        let mut asked = 0;
+        for turn in 0..1_000 {
+            // Time enough to ask again.
+            writer.step(turn * 10_000, true);
+            for request in requests.rewinds().unwrap() {
+                asked += 1;
+                if served.insert((request.stream.partition, request.to)) {
+                    topic.lock().unwrap().again(request.stream.partition, request.to, &all);
+                }
+            }
+        }
+        assert!(asked > 3 * served.len(), "the backlog was not long: {asked} {served:?}");
+    }
+    let expected = fold(&bench.generator.written, u64::from(SHARDS));
+    bench.dump().assert_is(&expected);
+    assert_eq!(bench.status.alarms(), [""; 0]);
+}
+
 fn an_idle_partition_lets_segments_go(on: On) {
     let mut bench = Bench::new(on, 20, 50);
     bench.catch_up();
@@ -401,5 +500,6 @@ on_every_store! {
     records_that_the_journal_no_longer_has_hold_their_partitions_and_no_others,
     records_that_a_zombie_stored_and_the_log_then_dropped_are_not_asked_for_for_ever,
     a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place,
+    a_record_that_comes_again_behind_a_long_backlog_is_come_to,
     an_idle_partition_lets_segments_go,
 }

@@ -85,6 +85,25 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
         }
     }
 
+    /// Whether another process has stored what this one misses.
+    ///
+    /// † Perhaps it did so before it stood still or lost the partition, and whoever is asked for
+    /// the records sees that nothing is missing [the log had dropped them meanwhile: the same gap
+    /// was asked for for ever]. Looked at without reading the log anew: what was asked for stands
+    /// behind everything that came since, and a log that begins again at the gap every few seconds
+    /// does not come to it.
+    pub(super) fn is_overtaken(&mut self) -> Result<bool, StoreError> {
+        if !std::mem::take(&mut self.has_asked_again) {
+            return Ok(false);
+        }
+        let missing = |stream: &Stream| self.rewinding.contains_key(stream);
+        let known = |stream| self.committed.get(stream).copied().unwrap_or_default();
+        let rows = self.store.watermarks()?;
+        Ok(rows
+            .iter()
+            .any(|row| missing(&row.stream) && row.watermark.seq > known(&row.stream).seq))
+    }
+
     /// Takes the watermarks as the database has them, and reads on from there.
     pub(super) fn reread(&mut self) -> Result<(), StoreError> {
         let (map, mut rows) = self.store.standing()?;
