@@ -105,7 +105,8 @@ impl Code {
     }
 
     /// Whether the refusal shows or depends on a member's state, and so may leave the node only
-    /// once that state is durable (invariant I4).
+    /// once that state is durable (invariant I4). † A key that expired, too: its slot has forgotten
+    /// it by a record, and remembers it again should that record be lost.
     pub const fn shows_member(self) -> bool {
         !matches!(
             self,
@@ -115,7 +116,6 @@ impl Code {
                 | Self::SaleEnded
                 | Self::SalePaused
                 | Self::SoldOut
-                | Self::KeyExpired
         )
     }
 }

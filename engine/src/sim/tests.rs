@@ -4,9 +4,11 @@
 //! where it fails; `scripts/test sim` sets both. `ONRUSH_SIM_BUG` names a bug: that one alone is
 //! looked for, and planted for the one seed.
 
+use std::io::Write as _;
 use std::ops::Range;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::counts::Counts;
 use super::plan::{Act, Order, Plan, RedisFault, Shape, Step};
@@ -42,6 +44,24 @@ fn one_seed(seed: u64, bug: Option<Bug>) -> Result<(), String> {
     failed.map_or(Ok(()), Err)
 }
 
+/// Every ten seconds, of a run that takes minutes.
+fn say_how_far(seeds: &Range<u64>, next: u64, clock: &RealClock) {
+    const EVERY_NS: u64 = 10_000_000_000;
+    static SAID: AtomicU64 = AtomicU64::new(0);
+    let tens = clock.monotonic_ns() / EVERY_NS;
+    if seeds.end - seeds.start <= SEEDS_PER_BUG || SAID.swap(tens, Ordering::Relaxed) == tens {
+        return;
+    }
+    let (done, all) = (next.min(seeds.end) - seeds.start, seeds.end - seeds.start);
+    let per_second = done / (10 * tens).max(1);
+    let left = (all - done) / per_second.max(1);
+    // Past the harness, which shows a test's output only where it fails.
+    let _ = writeln!(
+        std::io::stderr(),
+        "{done} of {all} seeds pass, {per_second} a second, {left} s to go"
+    );
+}
+
 /// The first failing seed of a range, over all cores, with a bug or without.
 fn first_failure(seeds: Range<u64>, bug: Option<Bug>) -> Result<Counts, u64> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -65,6 +85,11 @@ fn first_failure(seeds: Range<u64>, bug: Option<Bug>) -> Result<Counts, u64> {
     };
     let sums: Vec<Counts> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let clock = RealClock::new();
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            std::thread::park_timeout(Duration::from_millis(10));
+            say_how_far(&seeds, next.load(Ordering::Relaxed), &clock);
+        }
         workers.into_iter().map(|worker| worker.join().unwrap()).collect()
     });
     match failed.load(Ordering::Relaxed) {
