@@ -136,8 +136,8 @@ pub struct ShardWriter<L, S> {
     /// What the database has is not known, and read before anything else.
     is_in_doubt: bool,
     trouble: Trouble,
-    /// The same records as before are still missing: see [`Self::is_overtaken`].
-    has_asked_again: bool,
+    /// What is still missing although it was asked for: see [`Self::is_overtaken`].
+    asked_again: Vec<Stream>,
     /// In this step.
     has_stored: bool,
     /// The last poll left records behind.
@@ -213,7 +213,7 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
             marked_at_ms: 0,
             is_in_doubt: true,
             trouble: Trouble::default(),
-            has_asked_again: false,
+            asked_again: Vec::new(),
             has_stored: false,
             is_behind: false,
             batch: LogBatch::default(),
@@ -437,7 +437,9 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
                 continue;
             }
             let before = self.rewinding.insert(*stream, (*to, now_ms));
-            self.has_asked_again |= before.is_some_and(|(seq, _)| seq == *to);
+            if before.is_some_and(|(seq, _)| seq == *to) {
+                self.asked_again.push(*stream);
+            }
             self.ask_rewind(*stream, *to, "records are missing");
         }
         for (stream, alarm) in &judged.alarms {

@@ -393,7 +393,7 @@ impl Log for Arc<Mutex<TopicLog>> {
                 *at += 1;
                 let LogRecord { journal, incarnation, seq, node_time, .. } = *record;
                 let place = Place { journal, incarnation, seq, node_time };
-                let next = Some(LogOffset::new(*at as i64));
+                let next = Some(LogOffset::new(i64::try_from(*at).unwrap()));
                 batch.push_at(*partition, place, record.prev_seq, next, bytes);
             }
             caught_up &= *at == messages.len();
@@ -404,7 +404,7 @@ impl Log for Arc<Mutex<TopicLog>> {
     fn resume(&mut self, from: &[(Partition, Option<LogOffset>)]) {
         let log = &mut *self.lock().unwrap();
         for (partition, offset) in from {
-            log.at.insert(*partition, offset.map_or(0, |offset| offset.get() as usize));
+            log.at.insert(*partition, offset.map_or(0, |o| usize::try_from(o.get()).unwrap()));
         }
     }
     fn topic(&self) -> String {

@@ -93,15 +93,16 @@ impl<L: Log, S: Store> ShardWriter<L, S> {
     /// behind everything that came since, and a log that begins again at the gap every few seconds
     /// does not come to it.
     pub(super) fn is_overtaken(&mut self) -> Result<bool, StoreError> {
-        if !std::mem::take(&mut self.has_asked_again) {
+        let missing = std::mem::take(&mut self.asked_again);
+        if missing.is_empty() {
             return Ok(false);
         }
-        let missing = |stream: &Stream| self.rewinding.contains_key(stream);
-        let known = |stream| self.committed.get(stream).copied().unwrap_or_default();
         let rows = self.store.watermarks()?;
-        Ok(rows
-            .iter()
-            .any(|row| missing(&row.stream) && row.watermark.seq > known(&row.stream).seq))
+        let is_further = |row: &WatermarkRow| {
+            let known = self.committed.get(&row.stream).copied().unwrap_or_default();
+            row.watermark.seq > known.seq
+        };
+        Ok(rows.iter().any(|row| missing.contains(&row.stream) && is_further(row)))
     }
 
     /// Takes the watermarks as the database has them, and reads on from there.
