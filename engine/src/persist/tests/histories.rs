@@ -221,20 +221,16 @@ fn database_files_of_another_data_folder_are_refused() {
     );
 }
 
-/// A log between two processes that loses records on the way, until they are asked for again.
-struct LossyLog<L> {
+/// A log between two processes that keeps some records back, however often it is read.
+struct SiftedLog<L, F> {
     inner: L,
-    lose_every: u64,
-    count: u64,
+    passes: F,
 }
 
-impl<L: Log> Log for LossyLog<L> {
+impl<L: Log, F: FnMut(&LogRecord) -> bool + Send> Log for SiftedLog<L, F> {
     fn poll(&mut self, max_records: usize, batch: &mut LogBatch) -> Result<Polled, LogError> {
         let polled = self.inner.poll(max_records, batch)?;
-        batch.records.retain(|_| {
-            self.count += 1;
-            !self.count.is_multiple_of(self.lose_every)
-        });
+        batch.records.retain(&mut self.passes);
         Ok(polled)
     }
     fn rewind(&mut self, journal: JournalId, partition: Partition, to: Seq) {
@@ -251,6 +247,15 @@ impl<L: Log> Log for LossyLog<L> {
     }
     fn head(&self) -> Head {
         self.inner.head()
+    }
+}
+
+/// Records are lost on the way, until they are asked for again.
+fn losing_one_in(every: u64) -> impl FnMut(&LogRecord) -> bool + Send {
+    let mut count = 0_u64;
+    move |_| {
+        count += 1;
+        !count.is_multiple_of(every)
     }
 }
 
@@ -266,7 +271,7 @@ fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place(on: On
         let status = bench.status.clone();
         if let Some(logs) = &mut logs {
             let inner = logs.next().expect("one for each");
-            let log = LossyLog { inner, lose_every, count: 0 };
+            let log = SiftedLog { inner, passes: losing_one_in(lose_every) };
             let mut writer = ShardWriter::unread(store, settings, status, log);
             for now in 0..60_000 {
                 if bench.has_all(shard) {
@@ -279,7 +284,7 @@ fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place(on: On
         }
         let from = layout().partitions(shard).map(|p| (p, Seq::NONE));
         let inner = JournalLog::new(bench.generator.frames.clone(), from);
-        let log = LossyLog { inner, lose_every, count: 0 };
+        let log = SiftedLog { inner, passes: losing_one_in(lose_every) };
         let mut writer = ShardWriter::open(store, settings, status, |_, _| log).unwrap();
         for now in 0..3_000 {
             writer.step(now * 10_000, true);
@@ -294,35 +299,6 @@ fn a_record_lost_on_the_way_is_noticed_asked_for_and_applied_in_its_place(on: On
     }
 }
 
-/// A log that keeps nothing before a record, as Kafka does behind its retention.
-struct CutLog<L> {
-    inner: L,
-    first_kept: Seq,
-}
-
-impl<L: Log> Log for CutLog<L> {
-    fn poll(&mut self, max_records: usize, batch: &mut LogBatch) -> Result<Polled, LogError> {
-        let polled = self.inner.poll(max_records, batch)?;
-        batch.records.retain(|record| record.seq >= self.first_kept);
-        Ok(polled)
-    }
-    fn rewind(&mut self, journal: JournalId, partition: Partition, to: Seq) {
-        self.inner.rewind(journal, partition, to);
-    }
-    fn resume(&mut self, from: &[(Partition, Option<LogOffset>)]) {
-        self.inner.resume(from);
-    }
-    fn topic(&self) -> String {
-        self.inner.topic()
-    }
-    fn journal(&self) -> Option<JournalId> {
-        None
-    }
-    fn head(&self) -> Head {
-        self.inner.head()
-    }
-}
-
 fn records_that_a_zombie_stored_and_the_log_then_dropped_are_not_asked_for_for_ever(on: On) {
     let mut bench = Bench::new(on, 23, 600);
     let mut zombies = std::mem::take(&mut bench.writers);
@@ -332,7 +308,9 @@ fn records_that_a_zombie_stored_and_the_log_then_dropped_are_not_asked_for_for_e
         let store: Box<dyn Store> = bench.databases.store(shard).boxed();
         let from = layout().partitions(shard).map(|p| (p, Seq::NONE));
         let inner = JournalLog::new(bench.generator.frames.clone(), from);
-        let log = CutLog { inner, first_kept };
+        // As Kafka does behind its retention.
+        let passes = move |record: &LogRecord| record.seq >= first_kept;
+        let log = SiftedLog { inner, passes };
         let settings = WriterSettings::default();
         ShardWriter::open(store, settings, bench.status.clone(), |_, _| log).unwrap()
     };
