@@ -60,6 +60,16 @@ struct Call {
     ask: PoolAsk,
 }
 
+/// A call whose answer the driver waits for.
+struct Waiting {
+    peer: Peer,
+    /// What it says instead of an answer, once it has waited until then.
+    given_up: PoolAnswer,
+    until_ms: u64,
+    /// Whether a server has run it.
+    was_run: bool,
+}
+
 enum What {
     Call(Call),
     Answer(Peer, PoolAnswer),
@@ -104,8 +114,7 @@ struct Net {
     replica: Store,
     copies: VecDeque<Store>,
     messages: Vec<Message>,
-    /// Asks that the driver still waits for, and until when.
-    waiting: Vec<(Peer, PoolAnswer, u64)>,
+    waiting: Vec<Waiting>,
     /// How long it waits.
     timeout_ms: u64,
     doors: Vec<Option<(Peer, ControlHandle)>>,
@@ -173,7 +182,7 @@ impl SimRedis {
         let mut net = self.lock();
         net.proved[peer.node].clear();
         net.doors[peer.node] = None;
-        net.waiting.retain(|(of, ..)| *of != peer);
+        net.waiting.retain(|waiting| waiting.peer != peer);
         if peer.is_copy {
             net.is_copy_unknown = false;
             net.messages.retain(|message| match &message.what {
@@ -234,15 +243,15 @@ impl SimRedis {
         net.timeout_ms = TIMEOUT_MS;
         net.late_grant = None;
         let until = net.now_ms + TIMEOUT_MS;
-        for (_, _, waits_until) in &mut net.waiting {
-            *waits_until = until.min(*waits_until);
+        for waiting in &mut net.waiting {
+            waiting.until_ms = until.min(waiting.until_ms);
         }
         for at in 0..net.messages.len() {
             net.messages[at].due_ms = 0;
             net.messages[at].waits = None;
             if let What::Call(Call { peer, asker, ask, .. }) = &net.messages[at].what {
-                let (node, is_waited_for) = (peer.node, net.is_waited_for(*peer, asker, ask));
-                net.has_missed[node] |= !is_waited_for;
+                let (node, is_found) = (peer.node, net.waits_for(*peer, asker, ask).is_some());
+                net.has_missed[node] |= !is_found;
             }
         }
         // Only whoever has missed something is told: a lease must not need more.
@@ -313,6 +322,10 @@ impl Net {
         self.send(What::News(node, PoolNews::Reconnected));
     }
 
+    fn wait(&mut self, peer: Peer, given_up: PoolAnswer, until_ms: u64) {
+        self.waiting.push(Waiting { peer, given_up, until_ms, was_run: false });
+    }
+
     fn is_stopped(&self) -> bool {
         self.now_ms < self.is_stopped_until
     }
@@ -320,9 +333,9 @@ impl Net {
     /// Asks that were not answered in time are given up, as the driver does.
     fn time_out(&mut self) {
         let now = self.now_ms;
-        while let Some(at) = self.waiting.iter().position(|(_, _, until)| *until <= now) {
-            let (peer, answer, _) = self.waiting.remove(at);
-            self.hand_over(peer, answer);
+        while let Some(at) = self.waiting.iter().position(|waiting| waiting.until_ms <= now) {
+            let Waiting { peer, given_up, .. } = self.waiting.remove(at);
+            self.hand_over(peer, given_up);
         }
     }
 
@@ -397,10 +410,9 @@ impl Net {
         self.has_missed[node] |= matches!(self.messages.remove(at).what, What::News(..));
     }
 
-    fn is_waited_for(&self, peer: Peer, asker: &Asker, ask: &PoolAsk) -> bool {
-        self.waiting.iter().any(|(of, waits, _)| {
-            let (asked, under) = (&waits.asked, waits.asked_under);
-            *of == peer && waits.item == asker.item && (asked, under) == (ask, asker.epoch)
+    fn waits_for(&self, by: Peer, asker: &Asker, ask: &PoolAsk) -> Option<usize> {
+        self.waiting.iter().position(|Waiting { peer, given_up, .. }| {
+            *peer == by && (&given_up.asker, &given_up.asked) == (asker, ask)
         })
     }
 
@@ -418,8 +430,12 @@ impl Net {
             return;
         }
         let answer = self.run(server, &asker, &ask);
-        // What a call does that was given up is found by the next one, whenever that is.
-        self.has_missed[peer.node] |= !self.is_waited_for(peer, &asker, &ask);
+        // What a call does that was given up, or that comes again while the answer to its first
+        // coming is on its way, is found by the next one, whenever that is.
+        let is_found = self
+            .waits_for(peer, &asker, &ask)
+            .is_some_and(|at| !std::mem::replace(&mut self.waiting[at].was_run, true));
+        self.has_missed[peer.node] |= !is_found;
         let is_let_in = answer.refusal.is_none() && ask != PoolAsk::Inspect;
         assert!(!(peer.is_copy && is_let_in), "an old copy of a data folder was let in: {ask:?}");
         let has_grant = matches!(ask, PoolAsk::Grant { .. })
@@ -469,13 +485,7 @@ impl Net {
     }
 
     fn answer(&mut self, peer: Peer, answer: PoolAnswer) {
-        let is_it = |(of, waits, _): &(Peer, PoolAnswer, u64)| {
-            let (asked, under) = (&waits.asked, waits.asked_under);
-            *of == peer
-                && waits.item == answer.item
-                && (asked, under) == (&answer.asked, answer.asked_under)
-        };
-        if let Some(at) = self.waiting.iter().position(is_it) {
+        if let Some(at) = self.waits_for(peer, &answer.asker, &answer.asked) {
             self.waiting.remove(at);
         }
         self.hand_over(peer, answer);
@@ -565,15 +575,14 @@ impl StockAuthority for SimStock {
             assert!(is_durable, "I4: told before it was durable: {asker:?}, {proved:?}");
         }
         let refusal = Some(PoolRefusal::Unavailable("no answer in time".into()));
-        let (item, asked_under) = (asker.item, asker.epoch);
-        let given_up = PoolAnswer { item, asked_under, asked: ask.clone(), view: None, refusal };
+        let given_up = PoolAnswer { asker, asked: ask.clone(), view: None, refusal };
         if net.now_ms < net.calls_down_until[self.peer.node] {
             net.counts.failed += 1;
             let at_once = net.now_ms;
-            return net.waiting.push((self.peer, given_up, at_once));
+            return net.wait(self.peer, given_up, at_once);
         }
-        let until = net.now_ms + net.timeout_ms;
-        net.waiting.push((self.peer, given_up, until));
+        let until_ms = net.now_ms + net.timeout_ms;
+        net.wait(self.peer, given_up, until_ms);
         net.send(What::Call(Call { peer: self.peer, server, asker, ask }));
     }
 

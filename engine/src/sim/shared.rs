@@ -133,7 +133,8 @@ impl World {
             let mut looks = 0;
             while let Err(why) = self.is_even(item) {
                 looks += 1;
-                assert!(looks < LOOKS_MAX, "pool and nodes do not come to terms: {why}");
+                let apart = "pool and nodes do not come to terms";
+                assert!(looks < LOOKS_MAX, "{apart}: {why}\n{}", self.describe(item));
                 self.advance(5);
                 self.run_until_quiet();
             }

@@ -147,12 +147,12 @@ pub enum PoolRefusal {
     Unavailable(String),
 }
 
-/// An answer; the ask it belongs to is told by `asked`.
+/// An answer, and the ask that it belongs to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PoolAnswer {
-    pub item: ItemIndex,
-    /// The epoch that the ask was made under: an answer to an older one grants nothing.
-    pub asked_under: Epoch,
+    /// As it stood when it asked: an answer to an ask under an older epoch grants nothing, and what
+    /// was told is what this says.
+    pub asker: Asker,
     pub asked: PoolAsk,
     /// The view is there with most refusals, too.
     pub view: Option<PoolView>,

@@ -216,9 +216,8 @@ pub enum Pace {
 /// An ask that waits for its answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Out {
+    asker: Asker,
     ask: PoolAsk,
-    under: Epoch,
-    standing: Standing,
     at: u64,
 }
 
@@ -548,7 +547,7 @@ impl Lease {
         let Holder { item, journal, incarnation } = self.holder;
         let (epoch, standing) = (self.epoch, self.standing);
         let asker = Asker { item, journal, incarnation, epoch, standing };
-        self.out = Some(Out { ask: ask.clone(), under: epoch, standing, at: now });
+        self.out = Some(Out { asker, ask: ask.clone(), at: now });
         (self.has_news, self.is_freed, self.is_wanted) = (false, false, false);
         self.told_at = now;
         actions.push(LeaseAction::Ask(asker, ask));
@@ -595,8 +594,11 @@ impl Lease {
     }
 
     fn answer(&mut self, now: u64, answer: PoolAnswer, actions: &mut Vec<LeaseAction>) {
-        let PoolAnswer { asked_under, asked, view, refusal, .. } = answer;
-        let is_it = |out: &Out| out.ask == asked && out.under == asked_under;
+        let PoolAnswer { asker, asked, view, refusal } = answer;
+        // † With all that it told: the same may have been asked before, when there was less to
+        // tell. [That answer came twice, the ask that carried a return was lost, and the pool never
+        // heard of the unit.]
+        let is_it = |out: &Out| (&out.asker, &out.ask) == (&asker, &asked);
         let is_current = self.out.as_ref().is_some_and(is_it);
         if matches!(refusal, Some(PoolRefusal::Unavailable(_))) {
             if is_current {
@@ -637,7 +639,7 @@ impl Lease {
             }
             Some(_) => {}
             None => {
-                let is_ours = asked_under == self.epoch && self.next_epoch.is_none();
+                let is_ours = asker.epoch == self.epoch && self.next_epoch.is_none();
                 if is_ours || planted::is(Bug::LateGrantTaken) {
                     self.see(now, &asked, &view, sent.as_ref(), actions);
                 }

@@ -80,8 +80,7 @@ impl Pool {
             self.tell_news(before, did_want, asker.journal);
         }
         let view = Some(self.view(server, asker.journal));
-        let (item, asked_under, asked) = (asker.item, asker.epoch, ask.clone());
-        PoolAnswer { item, asked_under, asked, view, refusal }
+        PoolAnswer { asker: *asker, asked: ask.clone(), view, refusal }
     }
 
     /// What was published since the last call.

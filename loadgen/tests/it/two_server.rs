@@ -187,8 +187,10 @@ fn answer(
     let head = |status| Response::builder().status(status).body(()).unwrap();
     match say {
         Say::Silence => return Some(respond),
+        // Dropped, its stream would be reset, maybe before the connection is gone.
         Say::HangUp => {
             let _ = tell.send(true);
+            return Some(respond);
         }
         Say::Reset(reason) => respond.send_reset(reason),
         Say::Cut => {

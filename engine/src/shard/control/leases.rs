@@ -187,7 +187,7 @@ impl Control {
 
     pub(super) fn stock_answer(&mut self, answer: PoolAnswer) {
         crash_point!(CrashPoint::LeaseAfterAnswer);
-        self.lease_event(answer.item, LeaseEvent::Answer(answer));
+        self.lease_event(answer.asker.item, LeaseEvent::Answer(answer));
     }
 
     pub(super) fn stock_news(&mut self, news: PoolNews) {
@@ -296,7 +296,7 @@ impl Control {
         loop {
             let event = self.leases.events.pop_front().or_else(|| {
                 let answer = self.parts.authority.answer()?;
-                Some((answer.item, LeaseEvent::Answer(answer)))
+                Some((answer.asker.item, LeaseEvent::Answer(answer)))
             });
             let Some((item, event)) = event else { break };
             let Some(of) = self.leases.by_item.get_mut(&item) else { continue };

@@ -33,7 +33,7 @@ impl Lease {
     ) {
         let is_current = sent.is_some();
         if let Some(out) = sent {
-            self.told = out.standing;
+            self.told = out.asker.standing;
             if view.is_open {
                 self.phase = Phase::Open;
             } else {

@@ -67,8 +67,12 @@ impl Bed {
         view: Option<PoolView>,
         refusal: Option<PoolRefusal>,
     ) -> Vec<LeaseAction> {
-        let asked_under = if under == 0 { Epoch::default() } else { epoch(under) };
-        self.on(E::Answer(PoolAnswer { item: ITEM, asked_under, asked, view, refusal }))
+        let under = if under == 0 { Epoch::default() } else { epoch(under) };
+        let Holder { item, journal, incarnation } = self.lease.holder;
+        let sent = self.lease.out.as_ref().map(|out| out.asker.standing);
+        let standing = sent.unwrap_or(self.lease.standing);
+        let asker = Asker { item, journal, incarnation, epoch: under, standing };
+        self.on(E::Answer(PoolAnswer { asker, asked, view, refusal }))
     }
 }
 
@@ -97,6 +101,30 @@ fn grant(from: u64, up_to: u64) -> PoolAsk {
 /// All of it asked for now.
 fn needed(from: u64, up_to: u64) -> PoolAsk {
     PoolAsk::Grant { from, up_to, need: up_to - from, nodes: RULES.nodes, max: RULES.max }
+}
+
+/// † [The answer to a look came twice, a return was told in the same words meanwhile, and that ask
+/// was lost: the unit stayed with nobody.]
+#[test]
+fn an_answer_that_comes_again_does_not_stand_for_what_was_told_since() {
+    let mut bed = Bed::open(60, 0, 1, 0);
+    bed.on(E::News(Change::Wanted));
+    let asker = bed.lease.out.clone().expect("it looks").asker;
+    let wanted = PoolView { granted: 60, wanted: 1, ..view(1) };
+    let asked = PoolAsk::Tell;
+    let first = PoolAnswer { asker, asked, view: Some(wanted), refusal: None };
+    assert_eq!(bed.on(E::Answer(first.clone())), [A::Take { quantity: 1 }]);
+    bed.on(E::Taken { quantity: 1 });
+    let told = |actions: &[LeaseAction]| match actions {
+        [A::Ask(asker, PoolAsk::Tell)] => asker.standing.returned,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&bed.on(E::ReturnDurable { returned: 1 })), 1);
+    assert_eq!(bed.on(E::Answer(first)), []);
+    let lost = Some(PoolRefusal::Unavailable("reset".into()));
+    assert_eq!(bed.answer(1, PoolAsk::Tell, None, lost), []);
+    bed.now += 50;
+    assert_eq!(told(&bed.look(0)), 1, "until the pool has heard of it");
 }
 
 #[test]

@@ -228,7 +228,7 @@ fn an_ask_under_an_older_epoch_changes_nothing() {
         PoolAsk::Join { home: Some(home(100, &[1])), bump_above: 0 },
     ] {
         let answer = a.ask(&mut pool, &ask);
-        assert_eq!((&answer.asked, answer.asked_under), (&ask, a.0.epoch));
+        assert_eq!((&answer.asked, answer.asker), (&ask, a.0));
         assert_eq!(answer.refusal, Some(PoolRefusal::Epoch), "{ask:?}");
         assert_eq!(view(answer).epoch.number, 2);
     }

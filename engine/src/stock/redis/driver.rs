@@ -332,8 +332,7 @@ impl Driver {
 
     fn give_up(&mut self, (asker, asked): Order, why: &str) {
         let refusal = Some(PoolRefusal::Unavailable(why.to_owned()));
-        let (item, asked_under) = (asker.item, asker.epoch);
-        let answer = PoolAnswer { item, asked_under, asked, view: None, refusal };
+        let answer = PoolAnswer { asker, asked, view: None, refusal };
         (self.deliver)(Delivery::Answer(answer));
     }
 

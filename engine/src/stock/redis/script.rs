@@ -204,8 +204,7 @@ pub fn read(asker: &Asker, asked: PoolAsk, value: &Value) -> Result<PoolAnswer, 
         "old-copy" => Some(PoolRefusal::OldCopy { accepted: x, returned: y }),
         other => return Err(format!("a refusal that is not ours: {other:?}")),
     };
-    let (item, asked_under) = (asker.item, asker.epoch);
-    Ok(PoolAnswer { item, asked_under, asked, view: Some(view), refusal })
+    Ok(PoolAnswer { asker: *asker, asked, view: Some(view), refusal })
 }
 
 /// The answer's fields, taken one after the other.

@@ -18,9 +18,7 @@ fn an_ask_is_answered_and_its_item_told_by_news() {
     a.standing.accepted = 10;
     one.news.clear();
     let dry = two.ask(&b, &grant(0, 2));
-    assert_eq!((dry.refusal.clone(), dry.asked_under, dry.asked.clone()), {
-        (None, b.epoch, grant(0, 2))
-    });
+    assert_eq!((&dry.refusal, dry.asker, &dry.asked), (&None, b, &grant(0, 2)));
     assert_eq!(view(dry).granted, 0);
     one.wait_for(news(item(1), Change::Wanted));
     two.news.clear();
@@ -65,7 +63,7 @@ fn asks_of_an_item_are_carried_out_in_order_and_items_beside_each_other() {
     let mut granted = vec![0; askers.len()];
     for _ in 0..30 * askers.len() {
         let answer = one.answer();
-        let item = answer.item.get() as usize;
+        let item = answer.asker.item.get() as usize;
         granted[item] += 10;
         assert_eq!(view(answer).granted, granted[item]);
     }

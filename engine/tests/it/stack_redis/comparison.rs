@@ -151,7 +151,7 @@ impl World {
         if !is_lost {
             node.next = answer.refusal.as_ref().map(|_| Next::Join);
             match answer.refusal {
-                None if answer.asked_under == node.now.epoch => {
+                None if answer.asker.epoch == node.now.epoch => {
                     let standing = &mut node.now.standing;
                     standing.accepted = standing.accepted.max(seen.granted);
                 }

@@ -431,7 +431,7 @@ impl Place for Servers {
 
 fn unavailable(asker: &Asker, asked: PoolAsk, why: String) -> PoolAnswer {
     let refusal = Some(PoolRefusal::Unavailable(why));
-    PoolAnswer { item: asker.item, asked_under: asker.epoch, asked, view: None, refusal }
+    PoolAnswer { asker: *asker, asked, view: None, refusal }
 }
 
 #[test]

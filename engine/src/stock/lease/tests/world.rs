@@ -229,8 +229,7 @@ impl<P: Place> World<P> {
                 assert_eq!(told, durable, "told what is not durable");
                 if self.now < node.asks_fail_until {
                     let refusal = Some(PoolRefusal::Unavailable("no connection".into()));
-                    let (item, asked_under, view) = (ITEM, asker.epoch, None);
-                    let failed = PoolAnswer { item, asked_under, asked: ask, view, refusal };
+                    let failed = PoolAnswer { asker, asked: ask, view: None, refusal };
                     self.answers.push((index, failed));
                     self.count("asks without a connection");
                 } else {
