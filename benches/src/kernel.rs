@@ -7,7 +7,6 @@
 use onrush::kernel::catalog::{ItemRule, SalePhase, SaleRule};
 use onrush::kernel::command::{Command, Outcome};
 use onrush::kernel::effects::Effects;
-use onrush::kernel::slot::SlotState;
 use onrush::kernel::state::{KernelLimits, PREFETCH_GROUP, ShardState};
 use onrush::stock::line::StockLines;
 use onrush::units::{
@@ -99,7 +98,7 @@ impl Bench {
             }
         }
         for slot in (0..SLOT_COUNT as u16).map(Slot::new) {
-            shard.adopt_slot(slot, SlotState::new(slot));
+            shard.adopt_slot(slot, None);
         }
         let mut bench = Self {
             shard,

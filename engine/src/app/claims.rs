@@ -49,10 +49,10 @@ pub fn settle(
         return Ok(None);
     }
     let Next::Claim(wish) = at_start(recorded.as_ref(), wish)? else { return Ok(None) };
-    let stranded = recovered
-        .slots
-        .iter()
-        .find(|slot| !wish.slots.contains(slot.slot()) && slot.dump_accounts().next().is_some());
+    let stranded =
+        recovered.slots.iter().flatten().find(|slot| {
+            !wish.slots.contains(slot.slot()) && slot.dump_accounts().next().is_some()
+        });
     if let Some(state) = stranded {
         let (slot, version) = (state.slot(), wish.version);
         return Err(ClaimError::Stranded { slot, version }.into());

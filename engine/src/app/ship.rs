@@ -157,7 +157,7 @@ pub(super) fn check_topics(config: &KafkaConfig) -> Result<(), StartError> {
 pub(super) fn teller(recovered: &Recovered) -> Teller {
     let items = recovered.control.items();
     let mut counts = vec![ItemCounts::default(); items.len()];
-    for slot in &recovered.slots {
+    for slot in recovered.slots.iter().flatten() {
         for (item, of_slot) in slot.item_counts() {
             counts[item.get() as usize].add(&of_slot);
         }

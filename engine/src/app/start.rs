@@ -29,6 +29,7 @@ use crate::journal::open::{self, Journal, JournalHandle, JournalOptions, Opened}
 use crate::journal::ring::Producer;
 use crate::journal::snapshot::{self, SnapshotInfo};
 use crate::kernel::control::ControlState;
+use crate::kernel::slots::States;
 use crate::kernel::state::{KernelLimits, ShardState};
 use crate::persist::driver::Persist;
 use crate::persist::embedded;
@@ -44,7 +45,7 @@ use crate::shard::events::SaleEvents;
 use crate::shard::gate::{Admission, Gate};
 use crate::shard::inbox::Inboxes;
 use crate::shard::port::PortShared;
-use crate::shard::recover::{self, Recovered, Slots};
+use crate::shard::recover::{self, Recovered};
 use crate::shard::resume;
 use crate::shard::snapshotter::{self, SnapshotPolicy, SnapshotterParts};
 use crate::ship::kafka::events::Teller;
@@ -219,7 +220,7 @@ pub(super) fn deal(
     plan: &Plan<'_>,
     journal: JournalId,
     control: &ControlState,
-    slots: Slots,
+    slots: States,
 ) -> Vec<ShardState> {
     let limits = KernelLimits { hold_allowance: plan.config.limits.hold_allowance };
     resume::deal_slots(plan.config.shards.count, limits, journal, control, slots)

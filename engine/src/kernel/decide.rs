@@ -105,7 +105,7 @@ impl ShardState {
             return refused(Code::SoldOut, 0);
         }
 
-        let state = self.slots[slot.index()].as_deref_mut().expect("it was there");
+        let state = self.slots.get_mut(slot);
         let id = RedemptionId::new(now, slot, self.journal, state.begun);
         let Plan { at, quantity, points, free_after, held, ttl_ms } = plan;
         let expires_at = id.at().plus_ms(ttl_ms);
@@ -204,7 +204,7 @@ impl ShardState {
         let Some(place) = self.own_redemption(member, id) else {
             return refused(Code::RedemptionNotFound, 0);
         };
-        let state = self.slots[slot.index()].as_deref_mut().expect("it was there");
+        let state = self.slots.get_mut(slot);
         let redemption = *state.redemptions.get(place);
         match redemption.state() {
             RedemptionState::Confirmed => Self::step_again(state, &redemption),
@@ -287,7 +287,7 @@ impl ShardState {
         expired: bool,
         effects: &mut Effects,
     ) -> Points {
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller looked there");
+        let state = self.slots.get_mut(slot);
         let redemption = *state.redemptions.get(place);
         let (item, quantity) = (redemption.item(), redemption.quantity());
         let (member, points) = (redemption.member(), redemption.points());

@@ -59,7 +59,7 @@ impl ShardState {
             at: now,
             note: note.clone(),
         };
-        let state = self.slots[slot.index()].as_deref_mut().expect("it was there");
+        let state = self.slots.get_mut(slot);
         state.apply_reversed(&record).expect("the record was made from this state");
         effects.record(state, |out| record.encode(slot, out));
         let view = state.view(place, free_after);
@@ -85,7 +85,7 @@ impl ShardState {
         effects: &mut Effects,
     ) -> Outcome {
         let slot = Slot::of(member);
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
+        let state = self.slots.get_mut(slot);
         if let Some(at) = state.members.find(member) {
             return Outcome::Account { view: state.account(at), replayed: true };
         }
@@ -109,7 +109,7 @@ impl ShardState {
         effects: &mut Effects,
     ) -> Outcome {
         let slot = Slot::of(member);
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
+        let state = self.slots.get_mut(slot);
         let target = AdminTarget::Credit { member, amount };
         let at = match state.admin_account(member, key, target, amount) {
             Ok(at) => at,
@@ -136,7 +136,7 @@ impl ShardState {
         effects: &mut Effects,
     ) -> Outcome {
         let slot = Slot::of(member);
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
+        let state = self.slots.get_mut(slot);
         let target = AdminTarget::Debit { member, amount };
         let at = match state.admin_account(member, key, target, amount) {
             Ok(at) => at,

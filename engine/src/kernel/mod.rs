@@ -25,6 +25,7 @@ mod read;
 pub mod record;
 mod redemption;
 pub mod slot;
+pub mod slots;
 mod snapshot;
 pub mod state;
 #[cfg(test)]

@@ -117,8 +117,9 @@ pub struct SlotState {
 
 /// Asks for the memory that steps of these members will touch: one of a slot after the other, so
 /// that the waits overlap. `slots` stand by number; those beyond are passed over.
-pub fn prefetch(slots: &[Box<SlotState>], members: &[MemberId]) {
-    let each = || members.iter().filter_map(|&m| Some((slots.get(Slot::of(m).index())?, m)));
+pub fn prefetch(slots: &[Option<Box<SlotState>>], members: &[MemberId]) {
+    let state_of = |m| slots.get(Slot::of(m).index())?.as_deref();
+    let each = || members.iter().filter_map(|&m| Some((state_of(m)?, m)));
     each().for_each(|(slot, _)| slot.prefetch_head());
     each().for_each(|(slot, member)| slot.prefetch_tags(member));
     each().for_each(|(slot, member)| slot.prefetch(member));

@@ -9,6 +9,7 @@ use super::catalog::{Catalog, SalePhase};
 use super::effects::Effects;
 use super::record::KeysDropped;
 use super::slot::{ItemCounts, SlotState};
+use super::slots::OwnedSlots;
 use crate::units::{
     ItemIndex, JournalId, MemberId, NodeTime, Quantity, SLOT_COUNT, SaleIndex, Slot,
 };
@@ -42,9 +43,7 @@ pub struct ShardState {
     pub(super) journal: JournalId,
     pub(super) limits: KernelLimits,
     pub(super) catalog: Catalog,
-    /// By slot number; `None` where another shard owns the slot.
-    pub(super) slots: Vec<Option<Box<SlotState>>>,
-    pub(super) owned: Vec<Slot>,
+    pub(super) slots: OwnedSlots,
     /// By item number, of all owned slots.
     pub(super) counts: Vec<ItemCounts>,
     /// Every open hold, and some that ended otherwise: those are passed over when they come up.
@@ -61,8 +60,7 @@ impl ShardState {
             journal,
             limits,
             catalog: Catalog::default(),
-            slots: (0..SLOT_COUNT).map(|_| None).collect(),
-            owned: Vec::new(),
+            slots: OwnedSlots::none(),
             counts: Vec::new(),
             expiries: BinaryHeap::new(),
         }
@@ -72,13 +70,10 @@ impl ShardState {
     /// any slot has dropped ([`SlotState::dropped_sales`]) in the catalogs of all shards.
     ///
     /// Panics: the slot is owned already, or is another one.
-    pub fn adopt_slot(&mut self, slot: Slot, state: impl Into<Box<SlotState>>) {
-        let state = state.into();
-        assert_eq!(slot, state.slot(), "a slot's state carries its number");
-        assert!(self.slots[slot.index()].is_none(), "slot {slot} is adopted twice");
-        for (item, counts) in state.item_counts() {
-            self.count_mut(item).add(&counts);
-        }
+    pub fn adopt_slot(&mut self, slot: Slot, state: Option<Box<SlotState>>) {
+        self.slots.adopt(slot, state);
+        let Some(state) = self.slots.touched(slot) else { return };
+        let counted = state.item_counts();
         for &sale in state.dropped_sales() {
             self.catalog.mark_keys_dropped(sale);
         }
@@ -86,8 +81,9 @@ impl ShardState {
             let expiry = (redemption.expires_at(), slot, redemption.slot_seq());
             self.expiries.push(Reverse(expiry));
         }
-        self.owned.push(slot);
-        self.slots[slot.index()] = Some(state);
+        for (item, counts) in counted {
+            self.count_mut(item).add(&counts);
+        }
     }
 
     pub fn catalog(&self) -> &Catalog {
@@ -99,16 +95,20 @@ impl ShardState {
 
     /// The owned slots, in the order of their adoption.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
-        self.owned.iter().copied()
+        self.slots.iter()
     }
     pub fn owns(&self, slot: Slot) -> bool {
-        self.slots.get(slot.index()).is_some_and(Option::is_some)
+        self.slots.owns(slot)
+    }
+    /// Of the owned slots, those in which something has happened.
+    pub fn states(&self) -> impl Iterator<Item = &SlotState> {
+        self.slots.states()
     }
     /// One owned slot.
     ///
     /// Panics: another shard owns it.
     pub fn slot(&self, slot: Slot) -> &SlotState {
-        self.slots[slot.index()].as_deref().expect("the caller routes by slot")
+        self.slots.get(slot)
     }
     /// Units by item number, of all owned slots; items beyond the end have none.
     pub fn item_counts(&self) -> &[ItemCounts] {
@@ -128,9 +128,7 @@ impl ShardState {
     ) {
         let slots = |from: usize| {
             let group = batch.iter().skip(from).take(PREFETCH_GROUP).filter_map(&member_of);
-            group.filter_map(|member| {
-                Some((self.slots[Slot::of(member).index()].as_deref()?, member))
-            })
+            group.filter_map(|member| Some((self.slots.touched(Slot::of(member))?, member)))
         };
         let heads = |from| slots(from).for_each(|(slot, _)| slot.prefetch_head());
         let tags = |from| slots(from).for_each(|(slot, member)| slot.prefetch_tags(member));
@@ -155,8 +153,8 @@ impl ShardState {
     /// Panics: another shard owns the slot.
     pub fn make_ready(&mut self, slot: Slot, units: u64) {
         let mean = usize::try_from(units / SLOT_COUNT as u64).unwrap_or(usize::MAX);
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
         if mean > 0 {
+            let state = self.slots.get_mut(slot);
             state.redemptions.make_ready(mean.saturating_add(4 * mean.isqrt() + 1));
         }
     }
@@ -175,7 +173,7 @@ impl ShardState {
                 break;
             }
             self.expiries.pop();
-            let state = self.slots[slot.index()].as_deref().expect("holds are of owned slots");
+            let state = self.slots.get(slot);
             let Some(place) = state.redemptions.find(slot_seq) else { continue };
             if state.redemptions.get(place).is_open() {
                 self.release(now, slot, place, true, effects);
@@ -206,7 +204,7 @@ impl ShardState {
         for place in due {
             self.release(now, slot, place, true, effects);
         }
-        let state = self.slots[slot.index()].as_deref_mut().expect("the caller routes by slot");
+        let state = self.slots.get_mut(slot);
         let record = KeysDropped { sale, first_item, item_count, at: now };
         state.apply_keys_dropped(&record);
         effects.record(state, |out| record.encode(slot, out));

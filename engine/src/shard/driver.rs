@@ -26,6 +26,7 @@ use crate::kernel::catalog::SalePhase;
 use crate::kernel::command::{Command, Outcome};
 use crate::kernel::effects::Effects;
 use crate::kernel::record::{CONTROL, ChangeSeen, SaleChange};
+use crate::kernel::slot::SlotState;
 use crate::kernel::state::{PREFETCH_GROUP, ShardState};
 use crate::planted::{self, Bug};
 use crate::stock::gauges::UnitGauges;
@@ -125,7 +126,7 @@ pub fn run(parts: ShardParts) -> ShardState {
 impl Shard {
     pub fn new(parts: ShardParts) -> Self {
         let owned: Vec<Slot> = parts.state.slots().collect();
-        let members = owned.iter().map(|slot| parts.state.slot(*slot).member_count()).sum();
+        let members = parts.state.states().map(SlotState::member_count).sum();
         parts.gauges.add_members(parts.index, members);
         let mut shard = Self {
             now: NodeTime::default(),

@@ -15,6 +15,7 @@ use crate::kernel::bytes::DecodeError;
 use crate::kernel::control::{ControlError, ControlState};
 use crate::kernel::record::{CONTROL, Record, RecordError, RecordHead, member_of};
 use crate::kernel::slot::{self, ApplyError, SlotState};
+use crate::kernel::slots::States;
 use crate::planted::{self, Bug};
 use crate::units::{MemberId, SLOT_COUNT, Seq, Slot};
 
@@ -35,14 +36,9 @@ pub enum RecoverError {
     Control { seq: Seq, error: ControlError },
 }
 
-/// All slots, each where it will stay: a shard takes it over as it is.
-#[allow(clippy::vec_box, reason = "thousands of states of ten lines each are not moved twice")]
-pub type Slots = Vec<Box<SlotState>>;
-
 /// A node's state as its data folder proves it.
 pub struct Recovered {
-    /// By slot number.
-    pub slots: Slots,
+    pub slots: States,
     pub control: ControlState,
     /// The snapshot it began from.
     pub snapshot: Option<SnapshotInfo>,
@@ -53,7 +49,7 @@ pub struct Recovered {
 
 /// Parts of a snapshot on their way to a state.
 struct Loading {
-    slots: Slots,
+    slots: States,
     slot_cuts: Vec<Seq>,
     control: ControlState,
     control_cut: Seq,
@@ -62,7 +58,7 @@ struct Loading {
 impl Loading {
     fn empty() -> Self {
         Self {
-            slots: (0..SLOT_COUNT as u16).map(|n| Box::new(SlotState::new(Slot::new(n)))).collect(),
+            slots: (0..SLOT_COUNT).map(|_| None).collect(),
             slot_cuts: vec![Seq::NONE; SLOT_COUNT],
             control: ControlState::new(),
             control_cut: Seq::NONE,
@@ -106,6 +102,7 @@ impl Loading {
             error: RecordError::Field { kind: "any", field: "slot" },
         })?;
         if seq > self.slot_cuts[slot.index()] || planted::is(Bug::ReplayBelowCut) {
+            let state = state.get_or_insert_with(|| Box::new(SlotState::new(slot)));
             state.apply_bytes(bytes).map_err(|error| RecoverError::Apply { seq, slot, error })?;
         }
         Ok(())
@@ -137,7 +134,9 @@ pub fn recover<D: Disk, S: Disk>(
                 continue;
             }
             let state = SlotState::decode(part.bytes).map_err(failed)?;
-            *loading.slots[part.slot.index()] = state;
+            if state.totals().record_count > 0 {
+                loading.slots[part.slot.index()] = Some(Box::new(state));
+            }
             loading.slot_cuts[part.slot.index()] = part.cut;
             loaded += 1;
             readiness.advance(loaded);

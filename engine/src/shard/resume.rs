@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::catalog::{CatalogView, SaleEntry};
-use super::recover::{Recovered, Slots};
+use super::recover::Recovered;
 use crate::kernel::catalog::SalePhase;
 use crate::kernel::control::ControlState;
-use crate::kernel::slot::ItemCounts;
+use crate::kernel::slot::{ItemCounts, SlotState};
+use crate::kernel::slots::States;
 use crate::kernel::state::{KernelLimits, ShardState};
 use crate::stock::line::StockLines;
-use crate::units::{ItemIndex, JournalId, SaleIndex};
+use crate::units::{ItemIndex, JournalId, SaleIndex, Slot};
 
 /// The catalog as recovered, and the sale of each item.
 pub fn fill_catalog(catalog: &CatalogView, recovered: &Recovered) -> Vec<Arc<SaleEntry>> {
@@ -22,7 +23,7 @@ pub fn fill_catalog(catalog: &CatalogView, recovered: &Recovered) -> Vec<Arc<Sal
         sale_of.extend(entry.items().map(|_| Arc::clone(&entry)));
         catalog.insert(&entry);
     }
-    for slot in &recovered.slots {
+    for slot in recovered.slots.iter().flatten() {
         for (item, member) in slot.keyed() {
             sale_of[item.get() as usize].remember_keyed(member);
         }
@@ -39,7 +40,7 @@ pub fn fill_stock(stock: &StockLines, recovered: &Recovered) {
     let items = recovered.control.items();
     let mut counts = vec![ItemCounts::default(); items.len()];
     let mut reversed = vec![0u64; items.len()];
-    for slot in &recovered.slots {
+    for slot in recovered.slots.iter().flatten() {
         for (item, of_slot) in slot.item_counts() {
             counts[item.get() as usize].add(&of_slot);
         }
@@ -63,7 +64,8 @@ pub fn fill_stock(stock: &StockLines, recovered: &Recovered) {
 pub fn dropped_sales(recovered: &Recovered) -> HashSet<SaleIndex> {
     let sales = (0u32..).map(SaleIndex::new).zip(recovered.control.sales());
     let is_dropped = |sale: SaleIndex| {
-        recovered.slots.iter().all(|slot| slot.dropped_sales().binary_search(&sale).is_ok())
+        let has_dropped = |slot: &SlotState| slot.dropped_sales().binary_search(&sale).is_ok();
+        recovered.slots.iter().all(|slot| slot.as_deref().is_some_and(has_dropped))
     };
     let ended = sales.filter(|(_, known)| known.phase >= SalePhase::Ended);
     ended.map(|(sale, _)| sale).filter(|sale| is_dropped(*sale)).collect()
@@ -76,12 +78,12 @@ pub fn deal_slots(
     limits: KernelLimits,
     journal: JournalId,
     control: &ControlState,
-    slots: Slots,
+    slots: States,
 ) -> Vec<ShardState> {
     // A node that ended while keys were being dropped goes on so: no slot takes a key of a sale
     // that another slot has begun to forget.
     let mut catalog = control.catalog();
-    for sale in slots.iter().flat_map(|slot| slot.dropped_sales()) {
+    for sale in slots.iter().flatten().flat_map(|slot| slot.dropped_sales()) {
         catalog.mark_keys_dropped(*sale);
     }
     let mut shards: Vec<ShardState> = (0..count)
@@ -91,8 +93,7 @@ pub fn deal_slots(
             shard
         })
         .collect();
-    for state in slots {
-        let slot = state.slot();
+    for (slot, state) in (0..).map(Slot::new).zip(slots) {
         shards[slot.index() % count].adopt_slot(slot, state);
     }
     shards

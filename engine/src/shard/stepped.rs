@@ -24,7 +24,6 @@ use crate::kernel::command::Command;
 use crate::kernel::control::{ControlCommand, ControlOutcome, ControlState};
 use crate::kernel::definition::ValidSale;
 use crate::kernel::record::AdminNote;
-use crate::kernel::slot::SlotState;
 use crate::kernel::state::{KernelLimits, ShardState};
 use crate::stock::authority::Embedded;
 use crate::stock::gauges::UnitGauges;
@@ -83,7 +82,7 @@ impl World {
         let control = Control::new(parts, clock.now());
         let mut state = ShardState::new(id, KernelLimits::default());
         for slot in (0..SLOT_COUNT).map(|n| Slot::new(n as u16)) {
-            state.adopt_slot(slot, SlotState::new(slot));
+            state.adopt_slot(slot, None);
         }
         let shard = Shard::new(ShardParts {
             index: 0,

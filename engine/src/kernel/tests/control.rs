@@ -11,7 +11,6 @@ use crate::kernel::control::{
 use crate::kernel::definition::ValidSale;
 use crate::kernel::effects::Effects;
 use crate::kernel::record::{AdminNote, Record, RecordHead, SaleChange};
-use crate::kernel::slot::SlotState;
 use crate::kernel::state::{KernelLimits, ShardState};
 use crate::units::{ItemIndex, JournalId, KeyHash, NodeTime, Quantity, SaleIndex, Slot};
 
@@ -381,7 +380,7 @@ fn a_shards_catalog_is_made_of_the_control_machines() {
     let mut shard = ShardState::new(JournalId::new(5), KernelLimits::default());
     *shard.catalog_mut() = bed.control.catalog();
     let slot = Slot::of(member(7));
-    shard.adopt_slot(slot, SlotState::new(slot));
+    shard.adopt_slot(slot, None);
     let (stock, mut effects) = (TestStock::new(2, 1), Effects::default());
     let now = NodeTime::new(bed.now);
     shard.decide(now, &open(7, 100), &stock, &mut effects);

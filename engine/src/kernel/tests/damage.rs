@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::kernel::record::{HEADER_LEN, RecordHead};
+use crate::kernel::slot::SlotState;
 use crate::units::JournalId;
 
 /// A slot with an example of everything, and the records that made it.
@@ -152,7 +153,7 @@ fn the_digest_does_not_depend_on_the_order_of_opening() {
     let mut slots = [1, 2].map(|step| {
         let mut state = ShardState::new(JournalId::new(1), KernelLimits::default());
         let slot = Slot::of(member(1));
-        state.adopt_slot(slot, SlotState::new(slot));
+        state.adopt_slot(slot, None);
         let mut ids: Vec<_> = (0..400_000).filter(|&id| Slot::of(member(id)) == slot).collect();
         if step == 2 {
             ids.reverse();

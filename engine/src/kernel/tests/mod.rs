@@ -12,7 +12,6 @@ use super::code::Code;
 use super::command::{Command, Outcome, RedemptionState, RedemptionView};
 use super::effects::Effects;
 use super::record::{AdminNote, Record};
-use super::slot::SlotState;
 use super::state::{KernelLimits, ShardState};
 use crate::units::{
     ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId, SLOT_COUNT,
@@ -43,7 +42,7 @@ impl TakeUnits for TestStock {
 fn shard() -> ShardState {
     let mut shard = ShardState::new(JournalId::new(77), KernelLimits { hold_allowance: 2 });
     for slot in (0..SLOT_COUNT as u16).map(Slot::new) {
-        shard.adopt_slot(slot, SlotState::new(slot));
+        shard.adopt_slot(slot, None);
     }
     shard
 }

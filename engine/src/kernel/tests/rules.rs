@@ -3,6 +3,7 @@
 use super::*;
 use crate::kernel::record::SaleChange;
 use crate::kernel::slot::ADMIN_KEY_RETENTION_MS;
+use crate::kernel::slot::SlotState;
 
 /// Without the rule: the cancelled unit was sold again by another shard, power failed between the
 /// two records, and it was sold twice.
@@ -66,7 +67,8 @@ fn a_dropped_key_is_told_key_expired() {
     let slot = Slot::of(member(7));
     let mut bytes = Vec::new();
     bed.shard.slot(slot).encode(&mut bytes);
-    restarted.adopt_slot(slot, SlotState::decode(&bytes).expect("a snapshot"));
+    let state = SlotState::decode(&bytes).expect("a snapshot");
+    restarted.adopt_slot(slot, Some(Box::new(state)));
     let now = NodeTime::new(bed.now);
     let outcome = restarted.decide(now, &redeem(7, "a", 0, 1), &bed.stock, &mut bed.effects);
     assert_eq!(code(&outcome), Some((Code::KeyExpired, 0)));

@@ -9,7 +9,6 @@ use onrush::kernel::control::{ControlCommand, ControlState};
 use onrush::kernel::definition::SaleDefinition;
 use onrush::kernel::effects::Effects;
 use onrush::kernel::record::{AdminNote, CONTROL, ChangeSeen, Record, RecordHead, SaleChange};
-use onrush::kernel::slot::SlotState;
 use onrush::kernel::state::{KernelLimits, ShardState};
 use onrush::units::{
     ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId, SLOT_COUNT,
@@ -83,7 +82,7 @@ impl World {
         let mut shards: Vec<_> =
             (0..SHARDS).map(|_| ShardState::new(journal, KernelLimits::default())).collect();
         for slot in (0..SLOT_COUNT as u16).map(Slot::new) {
-            shards[usize::from(slot.get() % SHARDS)].adopt_slot(slot, SlotState::new(slot));
+            shards[usize::from(slot.get() % SHARDS)].adopt_slot(slot, None);
         }
         Self {
             shards,

@@ -173,7 +173,7 @@ impl Stream {
         }
         for (place, state) in slots.into_iter().enumerate() {
             let slot = state.slot();
-            self.shards[place % shard_count].adopt_slot(slot, state);
+            self.shards[place % shard_count].adopt_slot(slot, Some(Box::new(state)));
         }
         self.control = control;
     }
