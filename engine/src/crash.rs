@@ -98,6 +98,22 @@ crash_points! {
     PersistBeforeCommit "persist-before-commit",
     /// A batch is committed to a database shard, nobody was told.
     PersistAfterCommit "persist-after-commit",
+    /// A month's side table is there, empty.
+    ArchiveAfterSide "archive-after-side",
+    /// The month's rows are in the side table, in no file.
+    ArchiveAfterExchange "archive-after-exchange",
+    /// They are written to a file, which does not have its name.
+    ArchiveAfterWrite "archive-after-write",
+    /// The file has its name, nothing is compared.
+    ArchiveAfterRename "archive-after-rename",
+    /// All is compared and its checksum written down, nothing is added to the sums that stay.
+    ArchiveAfterCheck "archive-after-check",
+    /// It is added, the side table is still there.
+    ArchiveAfterSums "archive-after-sums",
+    /// The side table is gone, nothing says so.
+    ArchiveAfterDrop "archive-after-drop",
+    /// Only the empty partition is left.
+    ArchiveAfterDone "archive-after-done",
     /// Partitions are stopped where they are, and not announced where they go.
     SplitAfterStop "split-after-stop",
     /// They are announced where they go, nothing is copied.

@@ -6,9 +6,11 @@
 #   net_leave             all of them away, with what still runs there
 #   host_of NAME          its address; 127.0.0.1 without --netns
 #   in_net NAME CMD…      runs CMD there; right here without --netns
-#   net_cut A B           from now on nothing that either sends arrives at the other
+#   net_cut A B           from now on nothing that either sends arrives at the other, by whichever
+#                         address
 #   net_heal              whole again
-#   net_address NAME      also gives NAME the stack's movable address, taken from whoever has it
+#   net_address NAME      also gives NAME the stack's movable address, taken from whoever has it;
+#                         those who are cut off from NAME do not reach it there either
 #
 # Entered by nsenter, not by `ip netns exec`: that gives a process a view of mounts of its own, and
 # what it joins from there nobody else sees. The hub sees everyone, and so do the scripts, which run inside it. No packet leaves the machine:
@@ -91,9 +93,19 @@ in_net() {
 # Both forget the way to the other: what they send goes to a station that nobody is, in silence,
 # as through a broken switch. No filter of the kernel's is needed for it.
 net_cut() {
-  local a=$1 b=$2
-  net_wrong "$a" "$(host_of "$b")"
-  net_wrong "$b" "$(host_of "$a")"
+  local a=$1 b=$2 address
+  for address in $(net_addresses "$b"); do net_wrong "$a" "$address"; done
+  for address in $(net_addresses "$a"); do net_wrong "$b" "$address"; done
+}
+
+# Its own, and the movable one where it has that.
+net_addresses() {
+  ip -n "$(net_space "$1")" -4 -oneline addr show dev eth0 | awk '{ sub("/.*", "", $4); print $4 }'
+}
+
+# Whether A forgot the way to B.
+net_is_cut() {
+  [ -n "$(ip -n "$(net_space "$1")" neigh show to "$(host_of "$2")" dev eth0 nud permanent)" ]
 }
 
 net_wrong() {
@@ -112,11 +124,13 @@ net_heal() {
 
 # The address that moves from a dead server to its successor; nobody is told but by the network.
 net_address() {
-  local file space
+  local file name space
   for file in "$stack_dir/net"/host-*; do
-    space=$(net_space "${file##*/host-}")
+    name=${file##*/host-}
+    space=$(net_space "$name")
     ip -n "$space" addr del "$(net_prefix).$net_movable/24" dev eth0 2>/dev/null || true
     ip -n "$space" neigh del "$(net_prefix).$net_movable" dev eth0 2>/dev/null || true
+    ! net_is_cut "$name" "$1" || net_wrong "$name" "$(net_prefix).$net_movable"
   done
   ip -n "$(net_space hub)" neigh flush dev bridge
   ip -n "$(net_space "$1")" addr add "$(net_prefix).$net_movable/24" dev eth0

@@ -2,13 +2,14 @@
 //!
 //! Server and generator are pinned to a core each. Persist is left out (it runs behind the sale,
 //! and would share the server's one core); everything else of the node is on that core: worker,
-//! shard, control and journal.
+//! shard, control and journal. How busy each kept its core says which of the two was the limit.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use onrush_benches::disk::file_system;
 use onrush_benches::http_client::{Run, run};
 use onrush_benches::redeem::{Redeem, SECRET, prepare};
 use onrush_benches::servers::{Server, binary, median, median_ratio};
@@ -49,6 +50,9 @@ struct Case {
     batch: usize,
     per_second: Vec<f64>,
     cpu_us: Vec<f64>,
+    /// Shares of a core: what the server used of its own, and the generator of the other.
+    server_busy: Vec<f64>,
+    generator_busy: Vec<f64>,
     p50_us: Vec<f64>,
     p99_us: Vec<f64>,
 }
@@ -69,6 +73,8 @@ impl Case {
             batch,
             per_second: Vec::new(),
             cpu_us: Vec::new(),
+            server_busy: Vec::new(),
+            generator_busy: Vec::new(),
             p50_us: Vec::new(),
             p99_us: Vec::new(),
         }
@@ -88,6 +94,7 @@ fn main() -> std::io::Result<()> {
     let data = std::path::absolute(&args.data)?;
     let _ = std::fs::remove_dir_all(&data);
     std::fs::create_dir_all(&data)?;
+    let file_system = file_system(&data)?;
     let servers = [
         bare(&data)?,
         node(&data, "durable", false, &args)?,
@@ -109,28 +116,47 @@ fn main() -> std::io::Result<()> {
             let seed = (round * 100 + at + 1) as u64;
             let server = &servers[case.server];
             let mut requests = Redeem::new(args.members, case.sku, case.batch, seed);
-            let before = server.cpu()?;
             let seconds = Duration::from_secs_f64(args.seconds);
+            let (began, before, own_before) = (now(), server.cpu()?, own_cpu());
             let measured =
                 run(server.addresses[0], args.connections, case.pipeline, seconds, &mut requests)?;
             let cpu = server.cpu()?.saturating_sub(before);
+            let own = own_cpu().saturating_sub(own_before);
+            let took = began.elapsed().as_secs_f64();
             check(case, &measured);
+            let (server_busy, generator_busy) =
+                (cpu.as_secs_f64() / took, own.as_secs_f64() / took);
             eprintln!(
-                "round {}  {:<34} {:>9.0}/s  {:>6.2} µs CPU",
+                "round {}  {:<34} {:>9.0}/s  {:>6.2} µs CPU  {:>3.0} % busy, generator {:>3.0} %",
                 round + 1,
                 case.name,
                 measured.per_second(),
-                cpu.as_secs_f64() * 1e6 / measured.answers as f64
+                cpu.as_secs_f64() * 1e6 / measured.answers as f64,
+                server_busy * 100.0,
+                generator_busy * 100.0
             );
             case.per_second.push(measured.per_second());
             case.cpu_us.push(cpu.as_secs_f64() * 1e6 / measured.answers as f64);
+            case.server_busy.push(server_busy);
+            case.generator_busy.push(generator_busy);
             case.p50_us.push(measured.latency.value_at_quantile(0.5) as f64 / 1e3);
             case.p99_us.push(measured.latency.value_at_quantile(0.99) as f64 / 1e3);
         }
     }
-    report(&args, &cases)?;
+    report(&args, &file_system, &cases)?;
     drop(servers);
     std::fs::remove_dir_all(&data)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a bench measures time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// CPU time of the generator so far, which is this process.
+fn own_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn check(case: &Case, run: &Run) {
@@ -145,7 +171,7 @@ fn check(case: &Case, run: &Run) {
     );
 }
 
-fn report(args: &Args, cases: &[Case]) -> std::io::Result<()> {
+fn report(args: &Args, file_system: &str, cases: &[Case]) -> std::io::Result<()> {
     let ratio = |a: usize, b: usize| {
         let batches = cases[a].batch.max(1) as f64 / cases[b].batch.max(1) as f64;
         batches * median_ratio(&cases[a].per_second, &cases[b].per_second)
@@ -159,6 +185,8 @@ fn report(args: &Args, cases: &[Case]) -> std::io::Result<()> {
                 "requests_per_second_by_round": case.per_second,
                 "redemptions_per_second": case.redemptions(),
                 "cpu_us_per_request": median(&case.cpu_us),
+                "server_core_busy": median(&case.server_busy),
+                "generator_core_busy": median(&case.generator_busy),
                 "latency_p50_us": median(&case.p50_us),
                 "latency_p99_us": median(&case.p99_us),
             })
@@ -169,6 +197,7 @@ fn report(args: &Args, cases: &[Case]) -> std::io::Result<()> {
         "seconds": args.seconds,
         "connections": args.connections,
         "members": args.members,
+        "file_system": file_system,
         "cases": rows,
         "ratios": {
             "durable redeem / bare hyper": ratio(1, 0),

@@ -3,7 +3,7 @@
 //! Rounds are interleaved: raw writes, one record at a time, then each offered rate, and again.
 //! Producers offer records on a plan (an open loop) and latency counts from the planned moment,
 //! so a journal that falls behind shows it. Every record has a completion of its own, as every
-//! redemption has its answer. Run it on a disk; it says so where the folder is on tmpfs.
+//! redemption has its answer. It wants a disk, and refuses a folder on tmpfs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use onrush::kernel::record::Redeemed;
 use onrush::units::{
     ItemIndex, JournalId, KeyHash, MemberId, NodeTime, Points, Quantity, RedemptionId, Seq, Slot,
 };
+use onrush_benches::disk::file_system;
 
 /// Measures the journal against raw synchronous writes on the same disk.
 #[derive(Parser)]
@@ -281,8 +282,8 @@ fn main() -> Result<(), AnyError> {
     let arguments = Arguments::parse();
     let clock = Arc::new(RealClock::new());
     let disk = RealDisk::open(&arguments.dir, true)?;
-    let is_direct = disk.is_direct();
-    println!("folder {}  direct I/O: {is_direct}", arguments.dir.display());
+    let (is_direct, file_system) = (disk.is_direct(), file_system(&arguments.dir)?);
+    println!("folder {} ({file_system})  direct I/O: {is_direct}", arguments.dir.display());
     let journal_dir = arguments.dir.join("journal");
     let mut raws = Vec::new();
     let mut quiets = Vec::new();
@@ -334,7 +335,8 @@ fn main() -> Result<(), AnyError> {
         }));
     }
     let result = serde_json::json!({
-        "bench": "journal_rate", "direct_io": is_direct, "producers": arguments.producers,
+        "bench": "journal_rate", "file_system": file_system, "direct_io": is_direct,
+        "producers": arguments.producers,
         "rounds": arguments.rounds, "seconds": arguments.seconds, "record_bytes": RECORD_LEN,
         "raw_p50_us": raw_p50, "raw_p99_us": raw_p99, "one_at_a_time_p50_us": quiet_p50,
         "one_at_a_time_p50_over_raw_p50": quiet_p50 / raw_p50, "loaded": rows,

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use onrush_benches::disk::file_system;
 use onrush_benches::servers::{Server, binary};
 use serde_json::json;
 
@@ -36,6 +37,7 @@ fn main() -> std::io::Result<()> {
     let data = std::path::absolute(&args.data)?;
     let _ = std::fs::remove_dir_all(&data);
     std::fs::create_dir_all(&data)?;
+    let file_system = file_system(&data)?;
 
     let server = start(&data)?;
     let empty = server.resident()?;
@@ -70,6 +72,7 @@ fn main() -> std::io::Result<()> {
     let median = onrush_benches::servers::median;
     let figures = json!({
         "members": args.members,
+        "file_system": file_system,
         "import_seconds": import_s,
         "resident_bytes_per_member_after_import": bytes_per_member,
         "resident_bytes_per_member_after_restart": restarted_bytes_per_member,

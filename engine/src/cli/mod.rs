@@ -471,6 +471,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             db::migrate(config.as_deref(), partitions_from.as_deref())
         }
         Command::Db(DbCommand::Archive { config, before, to }) => {
+            crash::arm_from_env().map_err(anyhow::Error::msg)?;
             db::archive(config.as_deref(), &before, &to)
         }
         Command::Db(DbCommand::Split { config, to, partitions, slots, abandon }) => {

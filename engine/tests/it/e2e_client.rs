@@ -175,10 +175,19 @@ impl Wish {
 }
 
 /// Reads one answer, whether it tells its length or comes in chunks.
+///
+/// Errors: `UnexpectedEof` where none has begun; one that breaks off is `InvalidData`.
 pub fn read_reply(stream: &mut impl BufRead) -> io::Result<Reply> {
     let status_line = read_line(stream)?;
+    read_behind(&status_line, stream).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => invalid("an answer that breaks off"),
+        _ => error,
+    })
+}
+
+fn read_behind(status_line: &str, stream: &mut impl BufRead) -> io::Result<Reply> {
     let status = status_line.split(' ').nth(1).and_then(|s| s.parse().ok());
-    let status = status.ok_or_else(|| invalid(&status_line))?;
+    let status = status.ok_or_else(|| invalid(status_line))?;
     let mut headers = Vec::new();
     loop {
         let line = read_line(stream)?;
@@ -230,4 +239,9 @@ fn answers_are_read_with_a_length_and_in_chunks() {
     assert_eq!(read_reply(&mut stream).unwrap().body, "hi");
     let second = read_reply(&mut stream).unwrap();
     assert_eq!((second.status, second.body.as_str()), (201, "abcd"));
+    assert_eq!(read_reply(&mut stream).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    for cut in 1..40 {
+        let error = read_reply(&mut BufReader::new(&text.as_bytes()[..cut])).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "cut off at {cut}: {error}");
+    }
 }

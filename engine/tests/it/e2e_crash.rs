@@ -57,11 +57,12 @@ const UNDER_LOAD: [Duration; 2] = [Duration::from_millis(1_500), Duration::from_
 fn every_marked_crash_point_is_hit_and_survived() {
     let _turn = turn();
     let (_, listed, _) = run(onrush().arg("crash-points"));
-    // A split is a command of its own, and killed in a test of its own. Only a node that leases
+    // A split and an archive are commands, killed in tests of their own. Only a node that leases
     // from Redis comes by the points of a lease (`stack_lease::crash`), only one whose journal ends
     // in rubbish by those of zeroing (`journal_crash`).
     let is_elsewhere = |line: &&str| {
-        line.starts_with("split-") || line.starts_with("lease-") || line.ends_with("-zeroing")
+        ["split-", "archive-", "lease-"].iter().any(|of| line.starts_with(of))
+            || line.ends_with("-zeroing")
     };
     let is_ours = |line: &&str| !line.is_empty() && !is_elsewhere(line);
     let points: Vec<&str> = listed.lines().map(str::trim).filter(is_ours).collect();

@@ -383,6 +383,9 @@ fn the_cluster_shows_every_node_with_what_it_says_of_itself() {
             assert_eq!(leases.len(), 3);
             let home = leases.iter().find(|lease| lease["sale"] == sales[at]).expect("its own");
             assert_eq!(home["is_home"], true);
+            for lag in ["journal_records", "persist_records", "persist_ms"] {
+                assert!(node["lags"][lag].is_u64(), "{lag}: {node}");
+            }
         }
     }
     mall.take(2).kill();

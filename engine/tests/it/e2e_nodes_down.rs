@@ -11,6 +11,7 @@ use crate::e2e_client::{Client, Reply};
 use crate::e2e_mall::{Mall, NAMES};
 use crate::http_client::Ask;
 use crate::http_spec::{Listener, Spec};
+use crate::stack_lease::proxy::Proxy;
 
 /// An answer that waits for a node that is away would take `cluster.answer_timeout_ms`, 60 s here.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -157,6 +158,43 @@ fn a_node_that_stands_still_holds_nobody_up() {
 }
 
 #[test]
+fn a_cut_way_between_running_nodes_costs_only_what_would_be_passed_on() {
+    let _turn = turn();
+    let mut mall = Mall::prepare(slow_to_give_up);
+    let ways = mall.put_ways_before(2);
+    mall.start_all();
+    mall.node(0).import_members(1, 60, 1_000);
+    let sales = mall.open_sales("w", &[("cup", 10, 100, 5)]);
+    let theirs = mall.member_of(2);
+    let path = "/v1/members/me/points";
+    mall.client(0).get_as(theirs, path).expect(200);
+
+    ways.iter().for_each(Proxy::cut);
+    let begun = now();
+    let mut patient = mall.client(0).with_patience(Duration::from_secs(50));
+    is_down(&patient.get_as(theirs, path));
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    measured("the way to a node is cut, until its members hear 503 elsewhere", begun);
+    // Whoever asks the node itself is served, and so are the members of the others.
+    let wish = mall.wish(&sales, theirs, "at-its-own-node");
+    mall.client(2).redeem(&wish).expect(201);
+    for at in [0, 1] {
+        let member = mall.member_of(at);
+        mall.client(1 - at).redeem(&mall.wish(&sales, member, "k")).expect(201);
+    }
+
+    ways.iter().for_each(Proxy::heal);
+    let begun = now();
+    mall.wait_health(0, 2, "up");
+    measured("the way to a node is back, until it is asked again", begun);
+    let replay = mall.client(0).redeem(&wish).expect(201);
+    assert_eq!(replay.header("idempotent-replayed"), Some("true"));
+    for at in 0..3 {
+        mall.node(at).audit();
+    }
+}
+
+#[test]
 fn a_map_that_contradicts_the_journal_is_refused_with_one_line() {
     let _turn = turn();
     let mut mall = Mall::prepare(|_| {});
@@ -286,10 +324,16 @@ fn insist(
     wish: &crate::e2e_client::Wish,
 ) {
     let begun = now();
+    let mut was_cut_off = false;
     while begun.elapsed() < Duration::from_mins(1) {
         let at = random.below(3) as usize;
         match clients[at].try_redeem(wish) {
             Ok(reply) if reply.status == 201 => {
+                let is_again = reply.header("idempotent-replayed").is_some();
+                assert!(
+                    !(was_cut_off && is_again),
+                    "it was taken, and its answer dropped: {wish:?}"
+                );
                 seen.confirmed.fetch_add(1, Ordering::Relaxed);
                 return;
             }
@@ -302,6 +346,7 @@ fn insist(
             // A node that is away takes no connections; one that ends closes those that lie idle.
             Err(error) => {
                 assert!(is_away(&error), "neither an answer nor a closed connection: {error}");
+                was_cut_off = true;
                 seen.reconnected.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(5));
             }

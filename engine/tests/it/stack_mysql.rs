@@ -1,6 +1,7 @@
 //! The real node on real `MySQL` and `MariaDB` servers, end to end.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
@@ -303,6 +304,11 @@ fn a_members_own_writes_are_never_missing_though_the_replica_lags(flavour: Flavo
     assert_eq!(keyed["redemptions"][0]["quantity"], 7);
     let quiet = client.get_as(5, path).expect(200).json();
     assert_eq!(quiet["entries"][1]["amount"], 777, "a quiet member's page is the replica's");
+    let of_item = "/v1/sales/past/items/thing/redemptions?limit=100";
+    let page = node.admin().get(of_item).expect(200).json();
+    let rows = page["redemptions"].as_array().unwrap();
+    assert_eq!(rows.len(), 40, "{page}");
+    assert!(rows.iter().all(|row| row["quantity"] == 7), "an item's are the replicas': {page}");
     for member in 1..=20 {
         let wish = Wish::new(member, format!("k{member}"), SALE, "thing");
         let id = client.redeem(&wish).expect(201).json()["id"].clone();
@@ -501,6 +507,16 @@ fn whole_months_go_to_files_though_the_command_is_killed(flavour: Flavour) {
         command.arg("--config").arg(site.path("onrush.toml"));
         command
     };
+    let (_, listed, _) = run(onrush().arg("crash-points"));
+    let points: Vec<_> =
+        listed.lines().map(str::trim).filter(|l| l.starts_with("archive-")).collect();
+    assert!(points.len() > 5, "{listed}");
+    for point in points {
+        let output = archive().env("ONRUSH_CRASH_AT", point).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.signal(), Some(9), "{point} is not met: {text}");
+    }
+    // And at any moment.
     let mut kills = 0;
     for delay_ms in (10..).step_by(15) {
         let mut child = archive().stdout(std::process::Stdio::null()).spawn().unwrap();

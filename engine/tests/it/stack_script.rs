@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 /// One stack in a folder of its own, gone with this value.
 struct Stack {
@@ -58,6 +60,33 @@ impl Stack {
         };
         let lines = said.lines().filter(|line| line.starts_with(['✓', '✗']));
         (lines.map(of_line).collect(), output.status.success())
+    }
+    /// Runs a command in the namespace of a server, or of one who joined; what it said.
+    #[track_caller]
+    fn run_in(&self, name: &str, words: &[&str]) -> String {
+        let dir = self.dir();
+        let before = ["--dir", dir.to_str().unwrap(), "run", name];
+        let output = stack(&[&before[..], words].concat(), &[]);
+        assert!(output.status.success(), "{words:?} in {name}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+    /// Datagrams that have arrived there for a port on which nobody listens.
+    fn arrived(&self, name: &str) -> u64 {
+        let counters = self.run_in(name, &["cat", "/proc/net/snmp"]);
+        // A line of names, and one of figures.
+        let mut of_udp = counters.lines().filter(|line| line.starts_with("Udp: "));
+        let (names, figures) = (of_udp.next().unwrap(), of_udp.next().unwrap());
+        let at = names.split(' ').position(|name| name == "NoPorts").unwrap();
+        figures.split(' ').nth(at).unwrap().parse().unwrap()
+    }
+    /// Whether a datagram to this address of `to` arrives, whatever becomes of an answer.
+    fn passes(&self, from: &str, to: &str, address: &str) -> bool {
+        let before = self.arrived(to);
+        self.run_in(from, &["bash", "-c", &format!("echo >/dev/udp/{address}/9")]);
+        (0..10).any(|_| {
+            thread::sleep(Duration::from_millis(50));
+            self.arrived(to) > before
+        })
     }
 }
 
@@ -163,6 +192,55 @@ fn stack_orders_that_make_no_sense_are_refused_by_name() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         assert!(said.contains(expected), "{arguments:?}: {said}");
     }
+}
+
+/// Datagrams are counted where they arrive: whoever waits for answers does not see which of the two
+/// directions is shut.
+#[test]
+fn stack_parts_two_both_ways_and_by_every_address_until_it_is_healed() {
+    let one = Stack::new();
+    let output = one.run(&["up", "--netns", "--only", "redis"], &[]);
+    let errors = text(&output.stderr);
+    let cannot = ["--netns needs root", "no network namespaces can be made here"];
+    if cannot.iter().any(|why| errors.contains(why)) {
+        crate::e2e::skip("what scripts/stack cut parts", errors.trim());
+        return;
+    }
+    assert!(output.status.success(), "{}{errors}", text(&output.stdout));
+    one.order(&["join", "visitor"]);
+    let host = |name| one.order(&["host", name]).trim().to_owned();
+    let (redis, visitor) = (host("redis-1"), host("visitor"));
+    let movable = one.order(&["address", "redis-1"]).trim().to_owned();
+    assert!(movable != redis && movable != visitor, "{movable}");
+
+    let check = |holder: &str, what: &str, is_whole: bool| {
+        let other = if holder == "redis-1" { "visitor" } else { "redis-1" };
+        let ways = [
+            ("visitor", "redis-1", &redis),
+            ("redis-1", "visitor", &visitor),
+            (other, holder, &movable),
+        ];
+        for (from, to, address) in ways {
+            let passes = one.passes(from, to, address);
+            assert_eq!(passes, is_whole, "{what}: from {from} to {to} at {address}");
+        }
+    };
+    check("redis-1", "from the start", true);
+    for cut in [["redis-1", "visitor"], ["visitor", "redis-1"]] {
+        one.order(&["cut", cut[0], cut[1]]);
+        check("redis-1", &format!("cut {cut:?}"), false);
+        one.order(&["heal"]);
+        check("redis-1", "healed", true);
+    }
+
+    // The address moves while they are parted: to where it was not, and back.
+    one.order(&["cut", "redis-1", "visitor"]);
+    for holder in ["visitor", "redis-1"] {
+        one.order(&["address", holder]);
+        check(holder, &format!("moved to {holder}"), false);
+    }
+    one.order(&["heal"]);
+    check("redis-1", "healed", true);
 }
 
 /// Debian has no such suite, as a machine without the network has none.

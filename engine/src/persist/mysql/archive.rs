@@ -26,6 +26,8 @@ use thiserror::Error;
 
 use super::link::{Link, Session, Use, cell};
 use super::{Endpoint, Month, PARTITIONED, map, partitions, schema};
+use crate::crash::CrashPoint;
+use crate::crash_point;
 use crate::persist::store::StoreError;
 use crate::ship::holdings::{Hold, MapError};
 use crate::ship::partition::{DatabaseShard, Layout};
@@ -195,6 +197,7 @@ impl Work<'_> {
             self.drop_side(&side)?;
         }
         self.make_side(&side)?;
+        crash_point!(CrashPoint::ArchiveAfterSide);
         let has_partition = self.count(&format!(
             "SELECT COUNT(*) FROM information_schema.PARTITIONS WHERE TABLE_SCHEMA = DATABASE()
              AND TABLE_NAME = '{table}' AND PARTITION_NAME = '{name}'"
@@ -210,6 +213,7 @@ impl Work<'_> {
                 let exchange =
                     format!("ALTER TABLE {table} EXCHANGE PARTITION {name} WITH TABLE {side}");
                 self.alter(&exchange)?;
+                crash_point!(CrashPoint::ArchiveAfterExchange);
             }
         }
         let rows = self.count(&format!("SELECT COUNT(*) FROM {side}"))?;
@@ -221,9 +225,12 @@ impl Work<'_> {
             }
             let sum = self.verify(&side, &file, rows)?;
             self.note_sum(&file, &sum)?;
+            crash_point!(CrashPoint::ArchiveAfterCheck);
             self.add_sums(&side, rows)?;
+            crash_point!(CrashPoint::ArchiveAfterSums);
         }
         self.drop_side(&side)?;
+        crash_point!(CrashPoint::ArchiveAfterDone);
         if has_partition {
             self.alter(&format!("ALTER TABLE {table} DROP PARTITION {name}"))?;
         }
@@ -291,6 +298,7 @@ impl Work<'_> {
     fn drop_side(&self, side: &str) -> Result<(), StoreError> {
         let Self { table, month, .. } = *self;
         self.alter(&format!("DROP TABLE IF EXISTS {side}"))?;
+        crash_point!(CrashPoint::ArchiveAfterDrop);
         let done = format!(
             "UPDATE archived_months SET is_done = 1 WHERE name = '{table}' AND month = '{month}'"
         );
@@ -359,7 +367,9 @@ impl Work<'_> {
         let out = out.finish().map_err(at(&part))?;
         let out = out.into_inner().map_err(|e| at(&part)(e.into_error()))?;
         out.sync_all().map_err(at(&part))?;
+        crash_point!(CrashPoint::ArchiveAfterWrite);
         fs::rename(&part, file).map_err(at(file))?;
+        crash_point!(CrashPoint::ArchiveAfterRename);
         self.sync_folder()
     }
 

@@ -4,7 +4,7 @@ use mysql_async::Value;
 
 use super::bulk::Bulk;
 use super::link::{Link, Session, Use, cell};
-use super::{Endpoint, schema};
+use super::{Endpoint, read, schema};
 use crate::cluster::claims::Claim;
 use crate::persist::claims::{ClaimRow, HOME};
 use crate::persist::store::StoreError;
@@ -16,9 +16,8 @@ pub fn read(endpoint: Endpoint, layout: Layout) -> Result<Vec<ClaimRow>, StoreEr
     link.run(
         async |session: &mut Session| schema::check(session, HOME, layout).await,
         async |session: &mut Session| {
-            let sql = "SELECT slot, journal, node, map_version FROM slot_claims ORDER BY slot";
             let mut claims = Vec::new();
-            for row in session.rows(sql, ()).await? {
+            for row in session.rows(read::CLAIMS, ()).await? {
                 claims.push(ClaimRow {
                     slot: Slot::new(cell(&row, 0)?),
                     journal: JournalId::new(cell(&row, 1)?),

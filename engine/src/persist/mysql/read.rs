@@ -141,6 +141,11 @@ reads! {
         "SELECT id, journal, `partition`, incarnation, seq, slot, member, at, state, reason,",
         " record FROM dead_letters FORCE INDEX (dead_letters_waiting)",
         " WHERE state = ? AND id > ? ORDER BY id LIMIT ?";
+    WATERMARKS, "watermarks", "PRIMARY",
+        "SELECT journal, `partition`, incarnation, since_seq, seq, at FROM watermarks",
+        " ORDER BY journal, `partition`";
+    CLAIMS, "slot_claims", "PRIMARY",
+        "SELECT slot, journal, node, map_version FROM slot_claims ORDER BY slot";
 }
 
 fn id_bytes(id: u128) -> Vec<u8> {
@@ -352,9 +357,7 @@ impl ConsistentRead for Moment<'_> {
 }
 
 pub async fn watermarks(session: &mut Session) -> Result<Vec<WatermarkRow>, StoreError> {
-    let sql = "SELECT journal, `partition`, incarnation, since_seq, seq, at FROM watermarks
-               ORDER BY journal, `partition`";
-    let rows = session.rows(sql, ()).await?;
+    let rows = session.rows(WATERMARKS, ()).await?;
     let map = |row: &Row| {
         let journal = JournalId::new(cell(row, 0)?);
         let stream = Stream { journal, partition: partition_at(row, 1)? };

@@ -88,6 +88,15 @@ fn make<C: ProducerContext + Default>(
     config: &KafkaConfig,
     tune: fn(&mut ClientConfig),
 ) -> Result<BaseProducer<C>, ClientError> {
+    let client = settings(config, tune)?;
+    BaseProducer::from_config_and_context(&client, C::default())
+        .map_err(|e| ClientError::Settings(e.to_string()))
+}
+
+fn settings(
+    config: &KafkaConfig,
+    tune: fn(&mut ClientConfig),
+) -> Result<ClientConfig, ClientError> {
     let mut client = client::base(config)?;
     client
         .set("enable.idempotence", "true")
@@ -96,6 +105,24 @@ fn make<C: ProducerContext + Default>(
         // Given up never: an outage is waited out, and the bound is the queue's.
         .set("message.timeout.ms", "0");
     tune(&mut client);
-    BaseProducer::from_config_and_context(&client, C::default())
-        .map_err(|e| ClientError::Settings(e.to_string()))
+    Ok(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Compression;
+
+    #[test]
+    fn batches_are_compressed_as_configured_and_by_lz4_where_nothing_is() {
+        let compression_of = |config: &KafkaConfig| {
+            let client = settings(config, |_| ()).unwrap();
+            client.get("compression.type").map(str::to_owned)
+        };
+        assert_eq!(compression_of(&KafkaConfig::default()).as_deref(), Some("lz4"));
+        for (compression, name) in [(Compression::Zstd, "zstd"), (Compression::None, "none")] {
+            let config = KafkaConfig { compression, ..KafkaConfig::default() };
+            assert_eq!(compression_of(&config).as_deref(), Some(name));
+        }
+    }
 }

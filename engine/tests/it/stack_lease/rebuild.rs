@@ -3,7 +3,7 @@
 
 use super::nodes::{buy, confirmed, here, lease_of, open, sell_out};
 use super::{PATIENCE, Redis};
-use crate::e2e::{onrush, run, turn, wait_until};
+use crate::e2e::{measured, now, onrush, run, turn, wait_until};
 use crate::e2e_client::Wish;
 use crate::e2e_mall::Mall;
 use crate::stack_nodes::mall_on;
@@ -50,7 +50,9 @@ fn a_redis_restarted_empty_is_rebuilt_by_itself_and_by_hand_and_sells_exactly_th
         buy(&mall, at, "without", 1);
     }
     redis.resume();
+    let begun = now();
     wait_until("the pool is open again", PATIENCE, || (0..3).all(|at| is_open(&mall, at, 2)));
+    measured("Redis back with nothing, until its pool is open for three nodes", begun);
     buy(&mall, 1, "again", 10);
     assert_eq!(stock(&mall, &["rebuild"]), Some(0));
     wait_until("and once more", PATIENCE, || (0..3).all(|at| is_open(&mall, at, 3)));

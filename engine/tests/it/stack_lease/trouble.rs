@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::nodes::{buy, confirmed, free, is_sold_out, lease_of, open, sell_out};
 use super::proxy::Proxy;
 use super::{PATIENCE, Redis};
-use crate::e2e::{turn, wait_until};
+use crate::e2e::{measured, now, turn, wait_until};
 use crate::e2e_client::Wish;
 use crate::e2e_mall::Mall;
 
@@ -181,6 +181,8 @@ fn a_redis_that_one_node_cannot_reach_serves_the_others_and_that_node_sells_what
     assert_eq!(confirmed(&mall), UNITS - held + held / 2);
     // What it said meanwhile arrives late; it hears of those who want, and gives back.
     way.heal();
+    let begun = now();
     buy(&mall, 0, "given-back", held - held / 2);
+    measured("the way to Redis back, until others have bought what a node held", begun);
     all_are_sold(&mall, UNITS);
 }
