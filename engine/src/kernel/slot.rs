@@ -154,6 +154,11 @@ impl SlotState {
         self.slot
     }
 
+    /// Whether anything has ever happened here.
+    pub fn has_records(&self) -> bool {
+        self.record_count > 0
+    }
+
     /// The place of the redemption with exactly this id.
     pub(super) fn redemption(&self, id: RedemptionId) -> Option<usize> {
         let place = self.redemptions.find(id.slot_seq())?;

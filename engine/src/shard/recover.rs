@@ -134,7 +134,7 @@ pub fn recover<D: Disk, S: Disk>(
                 continue;
             }
             let state = SlotState::decode(part.bytes).map_err(failed)?;
-            if state.totals().record_count > 0 {
+            if state.has_records() {
                 loading.slots[part.slot.index()] = Some(Box::new(state));
             }
             loading.slot_cuts[part.slot.index()] = part.cut;
